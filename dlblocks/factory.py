@@ -1,0 +1,60 @@
+"""Blocks by name: `dlblocks.activation("elu")`, `dlblocks.loss("huber")`, ...
+
+Wherever a block is accepted, a name, a `{name: ..., params}` mapping, or a ready object is accepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dlblocks.registry import Spec, build
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dlblocks.initializers.apply import Initializer
+
+
+def activation(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
+    """A fresh activation module. Of a ready module, a copy; of a class, an instance.
+
+    >>> activation("leaky_relu")
+    LeakyReLU(negative_slope=0.1)
+    """
+    return _module("activation", spec, where, params)
+
+
+def loss(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
+    """A loss module, called with `(input, target)`.
+
+    >>> loss("huber", delta=0.5)
+    HuberLoss()
+    """
+    return _module("loss", spec, where, params)
+
+
+def initializer(spec: Spec, /, where: str = "", **params: Any) -> Initializer:
+    """An initialiser, called with `(tensor, fans=None, generator=None)`; it fills the tensor in place.
+
+    >>> import torch
+    >>> initializer("constant", value=0.5)(torch.empty(2))
+    tensor([0.5000, 0.5000])
+    """
+    if callable(spec):
+        return spec  # type: ignore[no-any-return]
+    import functools
+
+    from dlblocks.registry import parse
+
+    block, given = parse("initializer", spec, where)
+    given.update(block.check(params, where))
+    full = {p.name: given.get(p.name, p.default) for p in block.params}
+    return functools.partial(block.load(), **full)
+
+
+def _module(kind: str, spec: Spec, where: str, params: dict[str, Any]) -> nn.Module:
+    if isinstance(spec, str) or hasattr(spec, "keys"):
+        return build(kind, spec, where=where, **params)  # type: ignore[no-any-return]
+    import copy
+
+    return spec(**params) if isinstance(spec, type) else copy.deepcopy(spec)  # type: ignore[no-any-return]

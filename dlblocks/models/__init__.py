@@ -1,0 +1,3 @@
+from dlblocks.registry import Block
+
+BLOCKS: tuple[Block, ...] = ()

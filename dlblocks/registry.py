@@ -1,0 +1,476 @@
+"""What blocks exist, what their parameters are, and how one is built.
+
+A block is described once, as a frozen record of plain data, so that listing, help and config
+composition need no torch: the target is imported when a block is built, not before. The built-in
+records stand in the catalogue of their kind (`dlblocks/activations/__init__.py`, ...). Others add
+theirs with the decorator `register`, or through the entry-point group `dlblocks.blocks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from dlblocks.errors import (
+    DuplicateBlockError,
+    MissingPackageError,
+    UserError,
+    did_you_mean,
+    unknown,
+)
+
+ENTRY_POINT_GROUP = "dlblocks.blocks"
+
+# Where the built-in records of each kind stand: a module with a tuple `BLOCKS`.
+CATALOGUES: Mapping[str, str] = MappingProxyType(
+    {
+        "activation": "dlblocks.activations",
+        "initializer": "dlblocks.initializers",
+        "loss": "dlblocks.losses",
+        "optimizer": "dlblocks.optimizers",
+        "scheduler": "dlblocks.schedulers",
+        "model": "dlblocks.models",
+        "dataset": "dlblocks.data",
+    }
+)
+
+ParamType = Literal["float", "int", "bool", "str", "floats", "ints", "any"]
+Spec: TypeAlias = "str | Mapping[str, Any] | Any"
+T = TypeVar("T")
+
+_EXPECTED = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a word",
+    "floats": "a list of numbers",
+    "ints": "a list of whole numbers",
+}
+
+
+class _Same:
+    """The origin's default is ours."""
+
+    def __repr__(self) -> str:
+        return "same"
+
+
+SAME = _Same()
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a block.
+
+    Args:
+        name: the keyword, in the field's standard terms.
+        default: the value taken when none is given.
+        type: what is accepted; `floats` and `ints` are lists.
+        doc: what it does and its unit, in a few words.
+        range: the legal interval in the usual notation, `"(0, inf)"` or `"[0, 1)"`; for lists, of
+            each element.
+        choices: the legal values, where they are few.
+        optional: whether None is legal.
+        size: for lists, the number of elements; None for any.
+        origin: the default in the library the block comes from, where dlblocks has another.
+    """
+
+    name: str
+    default: Any
+    type: ParamType
+    doc: str
+    range: str = ""
+    choices: tuple[Any, ...] = ()
+    optional: bool = False
+    size: int | None = None
+    origin: Any = SAME
+
+    def check(self, value: Any, where: str) -> Any:
+        """The value in its proper type (`tuple` for lists), or a `UserError` that says what is legal."""
+        if value is None and (self.optional or self.default is None):
+            return None
+        if self.type in ("floats", "ints"):
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise self._error(value, where)
+            if self.size is not None and len(value) != self.size:
+                raise self._error(value, where)
+            return tuple(self._check_one(item, value, where) for item in value)
+        return self._check_one(value, value, where)
+
+    def _check_one(self, item: Any, whole: Any, where: str) -> Any:
+        number = isinstance(item, (int, float)) and not isinstance(item, bool)
+        match self.type:
+            case "float" | "floats":
+                ok = number and not math.isnan(item)
+                item = float(item) if ok else item
+            case "int" | "ints":
+                ok = number and float(item).is_integer()
+                item = int(item) if ok else item
+            case "bool":
+                ok = isinstance(item, bool)
+            case "str":
+                ok = isinstance(item, str)
+            case _:
+                ok = True
+        if ok and self.choices:
+            ok = item in self.choices
+        if ok and self.range and isinstance(item, (int, float)):
+            ok = _inside(item, self.range)
+        if not ok:
+            raise self._error(whole, where)
+        return item
+
+    def _error(self, value: Any, where: str) -> UserError:
+        if self.choices:
+            legal = "one of " + ", ".join(str(choice) for choice in self.choices)
+            hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
+        else:
+            legal = _EXPECTED.get(self.type, "a value")
+            if self.size is not None:
+                legal = legal.replace("a list of", f"a list of {self.size}")
+            if self.range:
+                legal += f" in {self.range}"
+            hint = ""
+        if self.optional or self.default is None:
+            legal += ", or null"
+        return UserError(
+            f"{where}={_shown(value)}: must be {legal} (default {_shown(self.default)}).{hint}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The one description of a block.
+
+    Args:
+        kind: `activation`, `initializer`, `loss`, `optimizer`, `scheduler`, `model`, `dataset`.
+        name: the name in Python and on the command line.
+        target: what builds it: an import path `package.module:Name`, or the object itself.
+        params: its parameters, in order.
+        aliases: other names it answers to.
+        summary: one line.
+        formula: what it computes.
+        shape: input and output shapes, where they say something.
+        source: paper with year and arXiv id, or the library that defines it.
+        note: known deviations from libraries of the same name.
+        tags: facts that code asks for, by kind: `elementwise`, `trainable`, `width_ratio`
+            (activations), `tasks`, `expects`, `target` (losses), `interval`, `needs_total`
+            (schedulers), `needs_fan` (initialisers), ...
+        package: the pip requirement that brings the target, where it is not a dependency.
+        owner: who described it; named when two claim one name.
+    """
+
+    kind: str
+    name: str
+    target: str | Callable[..., Any]
+    params: tuple[Param, ...] = ()
+    aliases: tuple[str, ...] = ()
+    summary: str = ""
+    formula: str = ""
+    shape: str = ""
+    source: str = ""
+    note: str = ""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    package: str = ""
+    owner: str = "dlblocks"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
+
+    def load(self) -> Callable[..., Any]:
+        """Import the target.
+
+        Raises:
+            MissingPackageError: the package that holds it is not installed.
+        """
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            loaded: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not self.package:
+                raise
+            raise MissingPackageError(
+                f"{self.kind} {self.name!r} needs a package that is not installed:"
+                f" pip install '{self.package}'"
+            ) from error
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+        return loaded  # type: ignore[no-any-return]
+
+    def defaults(self) -> dict[str, Any]:
+        """Every parameter with its default, as plain data for a config."""
+        return {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in self.params}
+
+    def check(self, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """The given parameters, checked; those not given are left out.
+
+        Raises:
+            UserError: an unknown parameter, a wrong type, or a value out of range.
+        """
+        where = where or self.kind
+        by_name = {param.name: param for param in self.params}
+        checked = {}
+        for key, value in given.items():
+            if key not in by_name:
+                legal = ", ".join(f"{p.name} (default {_shown(p.default)})" for p in self.params)
+                raise UserError(
+                    f"{where}.{key}: {self.kind} {self.name!r} has no parameter {key!r}."
+                    f"{did_you_mean(key, by_name)} Its parameters: {legal or 'none'}."
+                )
+            checked[key] = by_name[key].check(value, f"{where}.{key}")
+        return checked
+
+    def describe(self) -> str:
+        """A page of text: what the block computes, its parameters, and where it comes from."""
+        lines = [f"{self.kind} {self.name}"]
+        if self.aliases:
+            lines[0] += f"  (also: {', '.join(self.aliases)})"
+        for title in ("summary", "formula", "shape", "source", "note"):
+            if text := getattr(self, title):
+                lines.append(text if title == "summary" else f"{title}: {text}")
+        if self.params:
+            lines.append("parameters:")
+        for param in self.params:
+            legal = param.range or (f"one of {', '.join(map(str, param.choices))}" if param.choices else "")
+            lines.append(
+                f"  {param.name} = {_shown(param.default)}  {param.doc}" + (f"; {legal}" if legal else "")
+            )
+        for tag, value in self.tags.items():
+            lines.append(f"{tag}: {', '.join(value) if isinstance(value, tuple) else value}")
+        lines.append(f"from: {self.target if isinstance(self.target, str) else self.owner}")
+        return "\n".join(lines)
+
+
+class Registry:
+    """All blocks, by kind and name. Catalogues and entry points are read on first need."""
+
+    def __init__(self, catalogues: Mapping[str, str] = CATALOGUES) -> None:
+        self._catalogues = catalogues
+        self._blocks: dict[str, dict[str, Block]] = {}
+        self._aliases: dict[str, dict[str, str]] = {}
+        self._entry_points_read = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._catalogues)
+
+    def add(self, block: Block) -> None:
+        """Add a record.
+
+        Raises:
+            DuplicateBlockError: its name or an alias is taken by another owner.
+        """
+        self._load(block.kind)
+        self._add(block)
+
+    def get(self, kind: str, name: str, where: str = "") -> Block:
+        """The record of a name or alias.
+
+        Raises:
+            UnknownNameError: no such kind or name.
+        """
+        found = self._find(kind, name)
+        if found is None and not self._entry_points_read:
+            self._read_entry_points()
+            found = self._find(kind, name)
+        if found is None:
+            raise unknown(kind, name, self.names(kind), where)
+        return found
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether a name or alias exists."""
+        if self._find(kind, name) is None:
+            self._read_entry_points()
+        return self._find(kind, name) is not None
+
+    def names(self, kind: str, pattern: str = "*") -> list[str]:
+        """The sorted names of a kind that match a shell pattern, such as `"*elu*"`."""
+        self._load(kind)
+        self._read_entry_points()
+        return sorted(name for name in self._blocks[kind] if fnmatchcase(name, pattern))
+
+    def _find(self, kind: str, name: str) -> Block | None:
+        self._load(kind)
+        return self._blocks[kind].get(self._aliases[kind].get(name, name))
+
+    def _load(self, kind: str) -> None:
+        if kind in self._blocks:
+            return
+        if kind not in self._catalogues:
+            raise unknown("kind of block", kind, self._catalogues)
+        self._blocks[kind], self._aliases[kind] = {}, {}
+        for block in importlib.import_module(self._catalogues[kind]).BLOCKS:
+            self._add(block)
+
+    def _add(self, block: Block) -> None:
+        blocks, aliases = self._blocks[block.kind], self._aliases[block.kind]
+        for name in (block.name, *block.aliases):
+            holder = blocks.get(aliases.get(name, name))
+            # The same definition run again, as in a notebook cell, replaces itself.
+            if holder is not None and (holder.owner, holder.name) != (block.owner, block.name):
+                raise DuplicateBlockError(
+                    f"{block.kind} {name!r} is claimed twice: by {holder.owner} and by {block.owner}."
+                    " Rename one of them."
+                )
+        blocks[block.name] = block
+        aliases.update(dict.fromkeys(block.aliases, block.name))
+
+    def _read_entry_points(self) -> None:
+        if self._entry_points_read:
+            return
+        self._entry_points_read = True
+        from importlib.metadata import entry_points
+
+        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                loaded = entry_point.load()
+                for block in loaded if isinstance(loaded, Iterable) else ():
+                    self.add(block)
+            except Exception as error:  # a broken plugin must not take the others with it
+                warnings.warn(
+                    f"the blocks of entry point {entry_point.name!r} ({entry_point.value}) are left"
+                    f" out: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+
+
+REGISTRY = Registry()
+
+
+def names(kind: str, pattern: str = "*") -> list[str]:
+    """The names of all blocks of a kind that match a shell pattern.
+
+    >>> names("activation", "*elu*")[:3]
+    ['celu', 'elu', 'gelu']
+    """
+    return REGISTRY.names(kind, pattern)
+
+
+def describe(kind: str, name: str) -> str:
+    """A page of text about one block: formula, shapes, parameters, source."""
+    return REGISTRY.get(kind, name).describe()
+
+
+def parse(kind: str, spec: str | Mapping[str, Any], where: str = "") -> tuple[Block, dict[str, Any]]:
+    """The record and the checked parameters of a name or a `{name: ..., params}` mapping.
+
+    Raises:
+        UserError: unknown name or parameter, or a value that is not legal.
+    """
+    where = where or kind
+    if isinstance(spec, str):
+        return REGISTRY.get(kind, spec, where), {}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise UserError(
+            f"{where}={_shown(spec)}: must be a name or a mapping {{name: ..., parameters}}."
+            f" Names: {', '.join(names(kind))}."
+        )
+    block = REGISTRY.get(kind, spec["name"], where)
+    return block, block.check({k: v for k, v in spec.items() if k != "name"}, where)
+
+
+def build(kind: str, spec: str | Mapping[str, Any], /, *args: Any, where: str = "", **params: Any) -> Any:
+    """Build a block: its target called with `args` and its parameters, those given over the defaults.
+
+    Raises:
+        UserError: unknown name or parameter, or a value that is not legal.
+        MissingPackageError: the package that holds the target is not installed.
+    """
+    block, given = parse(kind, spec, where)
+    given.update(block.check(params, where))
+    full = {p.name: given.get(p.name, p.default) for p in block.params}
+    return block.load()(*args, **full)
+
+
+def register(
+    kind: str, name: str | None = None, /, **about: Any
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorator that adds a class or function to the registry.
+
+    Its parameters are read from its signature; each needs a default. Without `name`, a class
+    `SquaredReLU` becomes `squared_relu`. `about` takes the other fields of `Block` (`formula`,
+    `summary`, `aliases`, ...); what is not a field becomes a tag (`elementwise=True`,
+    `width_ratio=2`). The class or function itself is returned unchanged.
+
+    >>> @register("activation", formula="max(x, 0)^2", elementwise=True)  # doctest: +SKIP
+    ... class SquaredReLU(torch.nn.Module): ...
+    """
+
+    def add(target: Callable[..., T]) -> Callable[..., T]:
+        fields = {key: about[key] for key in about if key in Block.__dataclass_fields__}
+        tags = {key: value for key, value in about.items() if key not in fields}
+        fields.setdefault("summary", (inspect.getdoc(target) or "").partition("\n")[0])
+        fields.setdefault("params", _params_of(target, positional=_POSITIONAL.get(kind, 0)))
+        REGISTRY.add(
+            Block(
+                kind=kind,
+                name=name or _snake(target.__name__),
+                target=target,
+                owner=f"{target.__module__}:{target.__qualname__}",
+                **{**fields, "tags": {**fields.get("tags", {}), **tags}},
+            )
+        )
+        return target
+
+    return add
+
+
+# How many leading arguments a target takes that are not parameters of the block.
+_POSITIONAL: Mapping[str, int] = {"initializer": 1, "optimizer": 1, "scheduler": 1, "model": 2}
+
+
+def _params_of(target: Callable[..., Any], positional: int) -> tuple[Param, ...]:
+    params = []
+    for parameter in list(inspect.signature(target).parameters.values())[positional:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in ("fans", "generator"):
+            continue
+        if parameter.default is parameter.empty:
+            raise UserError(
+                f"{target.__module__}:{target.__qualname__}: parameter {parameter.name!r} has no default,"
+                " so the block cannot be built by its name. Give it one."
+            )
+        params.append(
+            Param(parameter.name, parameter.default, _type_of(parameter.default), "", optional=True)
+        )
+    return tuple(params)
+
+
+def _type_of(default: Any) -> ParamType:
+    for type_, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "str")):
+        if isinstance(default, type_):
+            return name  # type: ignore[return-value]
+    return "any"
+
+
+def _snake(name: str) -> str:
+    """`SquaredReLU` -> `squared_relu`, `HardSiLU` -> `hard_silu`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        value = list(value)
+    return str(value)
