@@ -1,0 +1,76 @@
+"""Pluggable deep-learning blocks for PyTorch Lightning.
+
+Blocks by name (`activation`, `initializer`, `loss`, `optimizer`, `scheduler`, `model`), the registry
+(`names`, `describe`, `register`), and whole runs (`compose`, `train`). Nothing here imports torch
+until a block is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlblocks.errors import UserError
+    from dlblocks.factory import activation, initializer, loss, model
+    from dlblocks.hydra.compose import compose
+    from dlblocks.initializers.apply import initialize
+    from dlblocks.module import LitModule
+    from dlblocks.optimizers.build import optimizer
+    from dlblocks.registry import Block, Param, describe, names, register
+    from dlblocks.results import Result
+    from dlblocks.schedulers.build import scheduler
+    from dlblocks.training import train
+
+# Public name -> the module that holds it.
+_HOMES = {
+    "Block": "dlblocks.registry",
+    "LitModule": "dlblocks.module",
+    "Param": "dlblocks.registry",
+    "Result": "dlblocks.results",
+    "UserError": "dlblocks.errors",
+    "activation": "dlblocks.factory",
+    "compose": "dlblocks.hydra.compose",
+    "describe": "dlblocks.registry",
+    "initialize": "dlblocks.initializers.apply",
+    "initializer": "dlblocks.factory",
+    "loss": "dlblocks.factory",
+    "model": "dlblocks.factory",
+    "names": "dlblocks.registry",
+    "optimizer": "dlblocks.optimizers.build",
+    "register": "dlblocks.registry",
+    "scheduler": "dlblocks.schedulers.build",
+    "train": "dlblocks.training",
+}
+
+__all__ = [
+    "Block",
+    "LitModule",
+    "Param",
+    "Result",
+    "UserError",
+    "activation",
+    "compose",
+    "describe",
+    "initialize",
+    "initializer",
+    "loss",
+    "model",
+    "names",
+    "optimizer",
+    "register",
+    "scheduler",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dlblocks' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,6 +5,7 @@ Wherever a block is accepted, a name, a `{name: ..., params}` mapping, or a read
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.registry import Spec, build
@@ -58,3 +59,26 @@ def _module(kind: str, spec: Spec, where: str, params: dict[str, Any]) -> nn.Mod
     import copy
 
     return spec(**params) if isinstance(spec, type) else copy.deepcopy(spec)  # type: ignore[no-any-return]
+
+
+def model(
+    spec: Spec,
+    /,
+    input_shape: Sequence[int],
+    outputs: int,
+    activation: Spec = "relu",
+    where: str = "",
+    **params: Any,
+) -> nn.Module:
+    """A net from the shape of one instance to `outputs` logits or values. A ready module is taken as it is.
+
+    >>> model("mlp", (4,), 3, depth=1, width=8)
+    Sequential(
+      (0): Linear(in_features=4, out_features=8, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=8, out_features=3, bias=True)
+    )
+    """
+    if isinstance(spec, str) or hasattr(spec, "keys"):
+        return build("model", spec, input_shape, outputs, activation, where=where, **params)  # type: ignore[no-any-return]
+    return spec  # type: ignore[no-any-return]

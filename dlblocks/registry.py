@@ -426,7 +426,7 @@ def register(
 
 
 # How many leading arguments a target takes that are not parameters of the block.
-_POSITIONAL: Mapping[str, int] = {"initializer": 1, "optimizer": 1, "scheduler": 1, "model": 2}
+_POSITIONAL: Mapping[str, int] = {"initializer": 1, "optimizer": 1, "scheduler": 1, "model": 3}
 
 
 def _params_of(target: Callable[..., Any], positional: int) -> tuple[Param, ...]:

@@ -1,3 +1,43 @@
-from dlblocks.registry import Block
+"""The catalogue of models: one entry a net. A model takes the shape of one instance, the number of
+outputs, and blocks; it gives logits or values `(N, outputs)`."""
 
-BLOCKS: tuple[Block, ...] = ()
+from __future__ import annotations
+
+from dlblocks.registry import Block, Param
+
+_DROPOUT = Param("dropout", 0.0, "float", "probability that a hidden feature is zeroed in training", "[0, 1)")
+
+BLOCKS: tuple[Block, ...] = (
+    Block(
+        kind="model",
+        name="mlp",
+        target="dlblocks.models.mlp:mlp",
+        params=(
+            Param("width", 128, "int", "features of each hidden layer", "[1, inf)"),
+            Param("depth", 2, "int", "hidden layers", "[0, inf)"),
+            Param("widths", None, "ints", "features of each hidden layer, one by one, in place of width and depth", "[1, inf)"),
+            _DROPOUT,
+            Param("norm", "none", "str", "normalisation before each activation", choices=("none", "batch", "layer")),
+        ),
+        summary="Fully connected layers: the instance is flattened.",
+        formula="h = dropout(activation(norm(W h + b))) for each hidden layer; output = W h + b",
+        shape="(N, *) -> (N, outputs)",
+        source="Rumelhart et al. 1986 (Nature 323)",
+    ),
+    Block(
+        kind="model",
+        name="convnet",
+        target="dlblocks.models.convnet:convnet",
+        params=(
+            Param("channels", (32, 64), "ints", "channels of each convolution", "[1, inf)"),
+            Param("kernel_size", 3, "int", "height and width of each kernel; odd", "[1, inf)"),
+            _DROPOUT,
+            Param("norm", "batch", "str", "normalisation before each activation", choices=("none", "batch", "layer")),
+        ),
+        summary="Convolutions, each followed by pooling while the picture is large enough; then the mean over places.",
+        formula="h = pool(dropout(activation(norm(conv(h))))) for each layer; output = W mean(h) + b",
+        shape="(N, channels, height, width) -> (N, outputs)",
+        source="LeCun et al. 1998 (Proc. IEEE 86); global mean: Lin et al. 2013, arXiv:1312.4400",
+        tags={"images": True},
+    ),
+)

@@ -1,0 +1,1 @@
+"""Many runs: what came of each."""

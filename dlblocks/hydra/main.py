@@ -1,0 +1,151 @@
+"""The command line: Hydra composes, the library trains, and every mistake ends in one message."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dlblocks.errors import UserError
+from dlblocks.hydra import register
+from dlblocks.sweeps.record import SweepRecord
+
+PACKAGED_CONF = "pkg://dlblocks.conf"
+
+
+def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") -> int:
+    """Run the training application on `sys.argv`.
+
+    Args:
+        config_path: the folder of the recipes; by default those that the package carries.
+        config_name: the recipe.
+
+    Returns:
+        The exit code: 0, 1 after an error or if a run of a sweep failed, 130 after Ctrl-C.
+    """
+    register()
+    jobs = Jobs()
+    application = hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(jobs.run)
+    try:
+        with _errors_come_through():
+            application()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return jobs.finish(130)
+    except Exception as error:
+        if _debug_asked():
+            traceback.print_exc()
+        else:
+            from dlblocks.hydra.explain import explain
+
+            _say(f"error: {explain(error, sys.argv[1:], str(config_path), config_name)}")
+        return jobs.finish(1)
+    return jobs.finish(0)
+
+
+class Jobs:
+    """Runs what Hydra composes, and gathers the runs of a sweep. One that fails does not stop the rest."""
+
+    def __init__(self) -> None:
+        self.sweep: SweepRecord | None = None
+        self.failed = False
+        self.started = 0
+
+    # Hydra names the job after this function's module.
+    def run(self, config: DictConfig) -> float | None:
+        """One job; returns the main validation metric, which a sweeper may optimise."""
+        self.started += 1
+        settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN and self.sweep is None:
+            self.sweep = SweepRecord(Path(settings.sweep.dir))
+        folder = os.path.relpath(settings.runtime.output_dir)
+        overrides = OmegaConf.to_container(settings.overrides.task)
+        assert isinstance(overrides, list)
+        if self.sweep:
+            self.sweep.start(settings.job.num, overrides, folder)
+        try:
+            result = _train(config, folder)
+        except Exception as error:
+            self.failed = True
+            _say(f"error: {_message(error, folder, bool(config.get('debug')))}")
+            if self.sweep:
+                self.sweep.fail(f"{error}")
+            return None
+        if self.sweep:
+            self.sweep.complete(result)
+        return result.metrics.get(result.main_metric[0])
+
+    def finish(self, code: int) -> int:
+        """Show the table of a sweep; the exit code."""
+        if self.sweep:
+            self.sweep.show()
+        if code == 0 and self.started == 0 and {"-m", "--multirun"} & set(sys.argv):
+            _say("error: the sweep expands to no job; a glob pattern in it matches no option.")
+            return 1
+        return code or int(self.failed)
+
+
+def _train(config: DictConfig, folder: str) -> Any:
+    recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(recipe, dict)
+    from dlblocks.recipe import check
+
+    check(recipe)  # before torch is imported, so that a mistake is told at once
+    import logging
+
+    from rich.console import Console
+
+    from dlblocks.training import is_main_process, train
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    result = train(recipe, folder)
+    if is_main_process():
+        Console().print(result.table())
+    return result
+
+
+def _message(error: Exception, folder: str, debug: bool) -> str:
+    if debug:
+        return "".join(traceback.format_exception(error))
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or folder}: {error.strerror or error}"
+    path = Path(folder) / "traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"{type(error).__name__}: {error}. The traceback is in {path}; debug=true shows it."
+
+
+@contextmanager
+def _errors_come_through() -> Iterator[None]:
+    """Let Hydra raise its errors instead of printing them, so that they can be explained."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _debug_asked() -> bool:
+    return any(argument.lower() == "debug=true" for argument in sys.argv[1:])
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    style = "bold red" if text.startswith("error") else None
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)

@@ -1,0 +1,310 @@
+"""The LightningModule: a net, a loss, an optimizer recipe and the task's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from dlblocks import factory, tasks
+from dlblocks.errors import UserError
+from dlblocks.initializers.apply import initialize
+from dlblocks.optimizers.build import optimizer as build_optimizer
+from dlblocks.registry import REGISTRY, Spec, parse
+from dlblocks.schedulers.build import lightning_config
+from dlblocks.seeds import derive, generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class NonFiniteLossError(UserError):
+    """The training loss became infinite or NaN."""
+
+
+class LitModule(L.LightningModule):
+    """Assembles blocks into something a Trainer trains.
+
+    Every block is a name, a `{name: ..., params}` mapping, or a ready object. Names and mappings are
+    kept in `hparams` as plain values, with every default written out, so that
+    `LitModule.load_from_checkpoint(path)` rebuilds the module through the registry and runs no code
+    from the file. A ready object has to be given again: `load_from_checkpoint(path, model=net)`.
+
+    Args:
+        task: `regression`, `binary`, `multiclass` or `multilabel`.
+        input_shape: the shape of one instance, without the batch dimension.
+        outputs: classes (2 if binary), labels, or values for each instance.
+        model: the net; it gives logits or values `(N, outputs)`, one logit `(N, 1)` if binary with
+            head=sigmoid.
+        activation: of the net's hidden layers.
+        init: of the weights.
+        bias_init: of the biases; `auto` is zeros, or with init=default what the layers came with.
+        loss: `auto` for the task's own.
+        head: the output activation; `auto` for the task's usual one.
+        optimizer: the optimizer recipe.
+        scheduler: the learning-rate scheduler.
+        seed: of the weights.
+        target_mean, target_std: for regression, the targets are standardised by them inside the loss;
+            predictions and metrics are in the targets' own units.
+
+    Raises:
+        UserError: an unknown name, a value that is not legal, or blocks that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        input_shape: Sequence[int],
+        outputs: int,
+        model: Spec = "mlp",
+        activation: Spec = "relu",
+        init: Spec = "he_normal",
+        bias_init: Spec = "auto",
+        loss: Spec = "auto",
+        head: str = "auto",
+        optimizer: Spec = "adamw",
+        scheduler: Spec = "constant",
+        seed: int = 0,
+        target_mean: Sequence[float] | None = None,
+        target_std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.task = tasks.resolve(task, head, outputs)
+        if _name(loss) == "auto":
+            loss = self.task.default_loss
+        given: dict[str, Any] = {
+            "model": _plain("model", model, "model"),
+            "activation": _plain("activation", activation, "activation"),
+            "init": _plain("initializer", init, "init"),
+            "bias_init": "auto" if _name(bias_init) == "auto" else _plain("initializer", bias_init, "bias_init"),
+            "loss": _plain("loss", loss, "loss"),
+            "optimizer": _plain("optimizer", optimizer, "optimizer"),
+            "scheduler": _plain("scheduler", scheduler, "scheduler"),
+        }
+        self._recipe = given
+        self.save_hyperparameters(
+            {
+                **{key: value for key, value in given.items() if isinstance(value, (str, dict))},
+                "task": task,
+                "head": head,
+                "input_shape": list(input_shape),
+                "outputs": outputs,
+                "seed": seed,
+                "target_mean": None if target_mean is None else list(target_mean),
+                "target_std": None if target_std is None else list(target_std),
+            }
+        )
+
+        expects, target = _loss_contract(given["loss"], self.task)
+        self._expects, self._target = expects, target
+        self.net = self._build_net(tuple(input_shape), seed)
+        tasks.check_output(self.net, expects)
+        self.loss = factory.loss(given["loss"])
+        self.register_buffer("target_mean", _row(target_mean, 0.0), persistent=False)
+        self.register_buffer("target_std", _row(target_std, 1.0), persistent=False)
+        self._scaled = target_mean is not None or target_std is not None
+        if expects == "log_rate" and self._scaled:
+            raise UserError(
+                f"loss={_name(given['loss'])}: models counts, which standardised targets are not."
+                " Set data.scale_target=false."
+            )
+
+        self.meters = nn.ModuleDict(
+            {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in ("train", "val", "test")}
+        )
+        self._steps: list[tuple[int, float, Tensor]] = []
+
+    def _build_net(self, input_shape: tuple[int, ...], seed: int) -> nn.Module:
+        recipe = self._recipe
+        # Layers draw their own first values from the global generator; its state stays as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "weights"))
+            net = factory.model(
+                recipe["model"], input_shape, self.task.net_outputs, recipe["activation"], where="model"
+            )
+        if isinstance(recipe["model"], dict):
+            initialize(net, recipe["init"], recipe["bias_init"], generator=generator(seed, "weights"))
+        return net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The net's output: logits or (standardised) values, `(N, net_outputs)`."""
+        out: Tensor = self.net(x)
+        return out
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, output = self._loss(batch)
+        self._meter("train").add(batch_idx, loss, output, batch[1])
+        self._steps.append((self.global_step, self._learning_rate(), loss.detach()))
+        # The host waits for the device only where the logger wants a value.
+        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:
+            self._check_finite()
+            self.log("train/loss_step", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._end("train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._end("test")
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int = 0) -> Tensor:  # noqa: ARG002
+        """Probabilities or values in the targets' units; shapes as in `Task.predict`."""
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        return self._prediction(self.net(x))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        recipe = self._recipe
+        optimizer = build_optimizer(recipe["optimizer"], self)
+        metric, mode = self.task.main_metric
+        config = lightning_config(
+            recipe["scheduler"],
+            optimizer,
+            total_steps=self._total_steps,
+            monitor=f"val/{metric}",
+            mode=mode,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value,typeddict-item]
+
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None where the Trainer has no end."""
+        total = self.trainer.estimated_stepping_batches
+        return int(total) if total != float("inf") else None
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, y = batch
+        output = self.net(x)
+        target = self.task.loss_target(y, self._target)
+        if self._scaled:
+            target = (target - self.target_mean) / self.target_std
+        loss: Tensor = self.loss(self.task.loss_input(output, self._expects), target)
+        return loss, output
+
+    def _prediction(self, output: Tensor) -> Tensor:
+        prediction = self.task.predict(output, self._expects)
+        return prediction * self.target_std + self.target_mean if self._scaled else prediction
+
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        loss, output = self._loss(batch)
+        self._meter(split).add(batch_idx, loss, output, batch[1])
+
+    def _meter(self, split: str) -> _Meter:
+        meter = self.meters[split]
+        assert isinstance(meter, _Meter)
+        return meter
+
+    def _learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _check_finite(self) -> None:
+        """Stop at the first step whose loss is not finite, with what to try."""
+        steps, self._steps = self._steps, []
+        finite = torch.stack([loss for _, _, loss in steps]).isfinite() if steps else torch.ones(0)
+        if bool(finite.all()):
+            return
+        step, rate, loss = steps[int(finite.int().argmin())]
+        raise NonFiniteLossError(
+            f"the training loss became {loss.item()} at step {step} (epoch {self.current_epoch}) with"
+            f" learning rate {rate:g}. Try a smaller optimizer.lr (such as {rate / 10:g}),"
+            " trainer.gradient_clip_val=1, or another init for this activation."
+        )
+
+    def _end(self, split: str) -> None:
+        if split == "train":
+            self._check_finite()
+        self.log_dict(self._meter(split).compute(), prog_bar=split == "val")
+
+
+class _Meter(nn.Module):
+    """The mean loss and the metrics of one split.
+
+    Outputs are gathered, and the metrics updated for many batches at once: an update costs more than
+    a small net's whole step, whatever the number of rows.
+    """
+
+    # Rows gathered before an update, so that a long epoch does not fill the memory.
+    LIMIT = 8192
+
+    def __init__(self, split: str, metrics: MetricCollection, predict: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.split = split
+        self.metrics = metrics
+        self.mean_loss = MeanMetric()
+        self._predict = predict
+        self._reset()
+
+    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor) -> None:
+        """Gather one batch. An optimizer that evaluates a batch several times counts it once."""
+        if batch_idx == self._last:
+            return
+        self._last = batch_idx
+        self._losses.append(loss.detach())
+        self._outputs.append(output.detach())
+        self._targets.append(y)
+        self._rows += len(y)
+        if self._rows >= self.LIMIT:
+            self._update()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values since the last call, over all processes."""
+        self._update()
+        values = {f"{self.split}/loss": self.mean_loss.compute(), **self.metrics.compute()}
+        self.mean_loss.reset()
+        self.metrics.reset()
+        self._reset()
+        return values
+
+    def _update(self) -> None:
+        if self._outputs:
+            sizes = torch.tensor([len(y) for y in self._targets], device=self._losses[0].device)
+            self.mean_loss.update(torch.stack(self._losses), sizes)
+            self.metrics.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
+            self._reset(self._last)
+
+    def _reset(self, last: int | None = None) -> None:
+        self._last = last
+        self._losses: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._rows = 0
+
+
+def _name(spec: Spec) -> str:
+    if isinstance(spec, Mapping):
+        return str(spec.get("name", ""))
+    return spec if isinstance(spec, str) else type(spec).__name__
+
+
+def _plain(kind: str, spec: Spec, where: str) -> Spec:
+    """The whole description of a named block as plain values; a ready object as it is."""
+    if not isinstance(spec, (str, Mapping)):
+        return spec
+    block, params = parse(kind, spec, where)
+    params = {key: list(value) if isinstance(value, tuple) else value for key, value in params.items()}
+    return {"name": block.name, **block.defaults(), **params}
+
+
+def _loss_contract(loss: Spec, task: tasks.Task) -> tuple[str, str]:
+    """What the loss expects of the net's output and of the target; a ready loss is taken to fit."""
+    name = _name(loss) if isinstance(loss, dict) else task.default_loss
+    block = REGISTRY.get("loss", name, "loss")
+    if isinstance(loss, dict):
+        task.check_loss(block)
+    return block.tags.get("expects", "logits"), block.tags.get("target", "values")
+
+
+def _row(values: Sequence[float] | None, default: float) -> Tensor:
+    return torch.tensor([default] if values is None else list(values), dtype=torch.float32)

@@ -1,0 +1,171 @@
+"""A recipe: the whole description of a run as plain values, checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlblocks.errors import UserError, did_you_mean
+from dlblocks.registry import REGISTRY, Block, Param, parse
+from dlblocks.tasks import HEADS, TASKS
+
+REGIMES = ("gd", "sgd", "minibatch")
+PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+
+_HEADS = tuple(dict.fromkeys(head for heads in HEADS.values() for head in heads))
+
+RUN = (
+    Param("task", "auto", "str", "what is learnt", choices=("auto", *TASKS)),
+    Param("head", "auto", "str", "output activation", choices=("auto", *_HEADS)),
+    Param("regime", "minibatch", "str", "instances for each update", choices=REGIMES),
+    Param("seed", 0, "int", "of weights, order, dropout and split", "[0, 9223372036854775807]"),
+    Param("name", "run", "str", "of the run folder"),
+    Param("root", "runs", "str", "folder of the run folders"),
+    Param("ckpt_path", None, "str", "checkpoint to go on from"),
+    Param("debug", False, "bool", "show tracebacks"),
+)
+DATA = (
+    Param("batch_size", 32, "any", "instances for each update"),
+    Param("eval_batch_size", None, "int", "instances at once in validation and test", "[1, inf)"),
+    Param("val_fraction", 0.2, "float", "share of the instances for validation", "(0, 1)"),
+    Param("test_fraction", 0.2, "float", "share of the instances for the test", "(0, 1)"),
+    Param("scale", "standard", "str", "scaling of the inputs", choices=("standard", "minmax", "none")),
+    Param("scale_target", True, "bool", "standardise regression targets inside the loss"),
+    Param("drop_last", False, "bool", "leave out the last batch where it is smaller"),
+)
+TRAINER = (
+    Param("accelerator", "auto", "str", "device", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
+    Param("precision", "32-true", "str", "number format", choices=PRECISIONS),
+    Param("max_epochs", 20, "int", "passes over the training data; -1 for no end", "[-1, inf)", optional=True),
+    Param("max_steps", -1, "int", "updates; -1 for no limit", "[-1, inf)"),
+    Param("gradient_clip_val", None, "float", "largest norm of the gradient", "(0, inf)", optional=True),
+    Param("accumulate_grad_batches", 1, "int", "batches for each update", "[1, inf)"),
+    Param("log_every_n_steps", 50, "int", "updates between two rows of the log", "[1, inf)"),
+    Param("check_val_every_n_epoch", 1, "int", "epochs between two validations", "[1, inf)"),
+)
+
+# Config key -> kind of block.
+BLOCKS = {
+    "model": "model",
+    "activation": "activation",
+    "init": "initializer",
+    "bias_init": "initializer",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+}
+AUTO = ("loss", "bias_init")
+KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. Blocks are `{name: ..., params}` mappings, or `auto` where they follow from others."""
+
+    run: Mapping[str, Any]
+    blocks: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    data: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any]
+    logger: Mapping[str, Any]
+    plain: Mapping[str, Any]
+
+
+def check(recipe: Mapping[str, Any]) -> Recipe:
+    """Check every key and value of a recipe. Needs no torch.
+
+    Raises:
+        UserError: the first thing that is wrong, its config key, and what would be right.
+    """
+    for key in recipe:
+        if key not in KEYS:
+            raise UserError(f"{key}: unknown key.{did_you_mean(key, KEYS)} Keys: {', '.join(KEYS)}.")
+    if missing := [key for key in KEYS if key not in recipe and key != "ckpt_path"]:
+        raise UserError(
+            f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
+        )
+    run = {p.name: p.check(recipe.get(p.name), p.name) for p in RUN}
+    blocks = {key: _block(kind, key, recipe[key]) for key, kind in BLOCKS.items()}
+    dataset, data = _data(recipe["data"], run["regime"])
+    return Recipe(
+        run=run,
+        blocks=blocks,
+        dataset=dataset,
+        data=data,
+        trainer=_trainer(recipe["trainer"]),
+        callbacks=_group(recipe["callbacks"], "callbacks"),
+        logger=_group(recipe["logger"], "logger"),
+        plain=recipe,
+    )
+
+
+def _block(kind: str, key: str, spec: Any) -> Any:
+    if key in AUTO and (spec == "auto" or (isinstance(spec, Mapping) and spec.get("name") == "auto")):
+        if isinstance(spec, Mapping) and len(spec) > 1:
+            extra = next(name for name in spec if name != "name")
+            raise UserError(f"{key}.{extra}: {key}=auto has no parameters; name a block to set one.")
+        return "auto"
+    block, params = parse(kind, spec, key)
+    return {"name": block.name, **block.defaults(), **params}
+
+
+def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    given = dict(_group(data, "data"))
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError("data.name: missing; it names the data set.")
+    block: Block = REGISTRY.get("dataset", name, "data.name")
+    of_set = {p.name for p in block.params}
+    of_loader = {p.name: p for p in DATA}
+    for key in given:
+        if key not in of_set and key not in of_loader:
+            legal = (*of_set, *of_loader)
+            raise UserError(f"data.{key}: unknown key.{did_you_mean(key, legal)} Keys: {', '.join(legal)}.")
+    dataset = {"name": block.name, **block.check({k: v for k, v in given.items() if k in of_set}, "data")}
+    loading = {key: p.check(given.get(key, p.default), f"data.{key}") for key, p in of_loader.items()}
+    loading["batch_size"] = _batch_size(loading["batch_size"], regime)
+    if loading["val_fraction"] + loading["test_fraction"] >= 1:
+        raise UserError(
+            f"data.val_fraction={loading['val_fraction']} and data.test_fraction={loading['test_fraction']}"
+            " leave nothing to train on; their sum must be below 1."
+        )
+    return dataset, loading
+
+
+def _batch_size(size: Any, regime: str) -> int | str:
+    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    if size != "full" and not whole:
+        raise UserError(
+            f"data.batch_size={size}: must be a whole number of at least 1 (default 32), or full for the whole"
+            " training set."
+        )
+    expected = {"gd": "full", "sgd": 1}.get(regime, size)
+    if size != expected:
+        raise UserError(
+            f"data.batch_size={size}: regime={regime} takes"
+            f" {'the whole training set' if regime == 'gd' else 'one instance'} for each update."
+            " Leave out data.batch_size, or set regime=minibatch."
+        )
+    return size  # type: ignore[no-any-return]
+
+
+def _trainer(trainer: Any) -> dict[str, Any]:
+    checked = dict(_group(trainer, "trainer"))
+    for param in TRAINER:
+        if param.name in checked:
+            checked[param.name] = param.check(checked[param.name], f"trainer.{param.name}")
+    if checked.get("max_epochs", -1) == 0 or checked.get("max_steps", -1) == 0:
+        raise UserError("trainer.max_epochs and trainer.max_steps: 0 would train nothing.")
+    if checked.get("max_epochs") in (None, -1) and checked.get("max_steps", -1) == -1:
+        raise UserError("trainer.max_epochs=-1: the run would have no end; set trainer.max_steps too.")
+    return checked
+
+
+def _group(value: Any, key: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key}={value}: must be a mapping, as the files in conf/{key}/ are.")
+    return value

@@ -1,0 +1,122 @@
+"""What a run leaves: `result.json`, `curves.png`, and the table at its end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_VERSIONED = ("dlblocks", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Args:
+        folder: the run folder.
+        status: `completed`, `interrupted` or `failed`.
+        seed: of the run.
+        task: its name.
+        metrics: the last value of every metric; `test/*` is of the best checkpoint.
+        main_metric: the one that chose the best checkpoint, and `max` or `min`.
+        best_checkpoint: its path, if one was kept.
+        parameters: trainable numbers in the net.
+        epochs: passes over the training data.
+        steps: optimizer updates.
+        seconds: time of each part of the run.
+        versions: of Python and the packages that the numbers depend on.
+        error: what ended the run, if it did not complete.
+    """
+
+    folder: str
+    status: str = "running"
+    seed: int = 0
+    task: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    main_metric: tuple[str, str] = ("", "max")
+    best_checkpoint: str | None = None
+    parameters: int = 0
+    epochs: int = 0
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    def save(self) -> Path:
+        """Write `result.json`, whole or not at all."""
+        path = Path(self.folder) / "result.json"
+        write_atomically(path, json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n")
+        return path
+
+    def table(self) -> Table:
+        """The summary shown at the end of a run."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.task}: {self.status}", show_header=False, title_justify="left")
+        table.add_column("what", style="bold")
+        table.add_column("value", overflow="fold")
+        for name, value in sorted(self.metrics.items(), key=lambda item: _order(item[0])):
+            if name.startswith(("test/", "val/")):
+                table.add_row(name.replace("/", " "), f"{value:.4f}")
+        table.add_row("parameters", f"{self.parameters:,}")
+        table.add_row("epochs, steps", f"{self.epochs}, {self.steps}")
+        table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
+        table.add_row("run folder", self.folder)
+        return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader or a crash never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], metric: str, path: Path) -> None:
+    """Draw loss and main metric, in training and validation, against the epoch."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
+        for split, style in (("train", "--"), ("val", "-")):
+            points = [(row["epoch"], row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=split)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _order(name: str) -> tuple[int, str]:
+    split, _, metric = name.partition("/")
+    return ({"test": 0, "val": 1}.get(split, 2), metric)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity; null stands for both."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,117 @@
+"""What came of each run of a sweep: `sweep.csv`, rewritten after every run, and the table at the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlblocks.results import Result, write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class _Run:
+    number: int
+    overrides: dict[str, str]
+    folder: str
+    status: str = "running"
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class SweepRecord:
+    """Gathers the runs of a sweep, best first.
+
+    Args:
+        folder: of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.main_metric = ("", "max")
+        self._runs: list[_Run] = []
+
+    def start(self, number: int, overrides: list[Any], folder: str) -> None:
+        """A run begins."""
+        pairs = dict(str(override).lstrip("+").split("=", 1) for override in overrides)
+        self._runs.append(_Run(number, pairs, folder))
+        self._save()
+
+    def complete(self, result: Result) -> None:
+        """The run that began last has ended well."""
+        run = self._runs[-1]
+        run.status, run.metrics, self.main_metric = result.status, result.metrics, result.main_metric
+        self._save()
+
+    def fail(self, error: str) -> None:
+        """The run that began last has failed."""
+        self._runs[-1].status, self._runs[-1].error = "failed", error
+        self._save()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a run: number, what was varied, status, metrics, folder, error; best first."""
+        metrics = sorted({name for run in self._runs for name in run.metrics if name.startswith(("test/", "val/"))})
+        return [
+            {
+                "run": run.number,
+                **{key: run.overrides.get(key, "") for key in self._varied()},
+                "status": run.status,
+                **{name: run.metrics.get(name, "") for name in metrics},
+                "folder": run.folder,
+                "error": run.error,
+            }
+            for run in self._ranked()
+        ]
+
+    def show(self) -> None:
+        """Print the table of all runs."""
+        from rich.console import Console
+
+        console = Console()
+        console.print(self.table())
+        console.print(f"sweep folder: {self.folder}", highlight=False)
+
+    def table(self) -> Table:
+        """All runs, best first, with the main metric and that of the test."""
+        from rich.table import Table
+
+        main = self.main_metric[0]
+        shown = [main, f"test/{main.partition('/')[2]}"] if main else []
+        table = Table(title=f"{len(self._runs)} runs, best first", title_justify="left")
+        for column in ("run", *self._varied(), "status", *shown):
+            table.add_column(column.replace("/", " "), overflow="fold")
+        for row in self.rows():
+            values = [row.get(name, "") for name in shown]
+            table.add_row(
+                str(row["run"]),
+                *(str(row[key]) for key in self._varied()),
+                row["error"].split(". ")[0] if row["status"] == "failed" else row["status"],
+                *(f"{value:.4f}" if isinstance(value, float) else "" for value in values),
+            )
+        return table
+
+    def _varied(self) -> list[str]:
+        keys = list(dict.fromkeys(key for run in self._runs for key in run.overrides))
+        several = [key for key in keys if len({run.overrides.get(key) for run in self._runs}) > 1]
+        return several or keys
+
+    def _ranked(self) -> list[_Run]:
+        name, mode = self.main_metric
+        sign = -1.0 if mode == "max" else 1.0
+        return sorted(
+            self._runs, key=lambda run: (name not in run.metrics, sign * run.metrics.get(name, 0.0), run.number)
+        )
+
+    def _save(self) -> None:
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "sweep.csv", text.getvalue())

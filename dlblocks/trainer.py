@@ -1,0 +1,103 @@
+"""The Lightning Trainer of a recipe, with its callbacks and loggers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from dlblocks.errors import MissingPackageError, UserError, did_you_mean
+from dlblocks.instantiate import instantiate
+
+# Optional packages that dlblocks has an extra for.
+_EXTRAS = ("mlflow", "tensorboard", "wandb")
+
+
+def build_trainer(
+    config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], folder: Path
+) -> L.Trainer:
+    """The Trainer, after a check that this machine can do what is asked.
+
+    Raises:
+        UserError: an argument the Trainer doesn't have, or a device or precision that is not here.
+    """
+    legal = inspect.signature(L.Trainer.__init__).parameters
+    for key in config:
+        if key not in legal or key in ("self", "callbacks", "logger", "default_root_dir"):
+            raise UserError(f"trainer.{key}: lightning.Trainer has no such argument.{did_you_mean(key, legal)}")
+    _check_device(config)
+    try:
+        return L.Trainer(**config, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _check_device(config: Mapping[str, Any]) -> None:
+    here = [name for name in ("cpu", "cuda", "mps", "tpu") if AcceleratorRegistry[name]["accelerator"].is_available()]
+    asked = config.get("accelerator", "auto")
+    wanted = {"gpu": ("cuda", "mps"), "auto": tuple(here)}.get(asked, (asked,))
+    found = [name for name in here if name in wanted]
+    if not found:
+        raise UserError(f"trainer.accelerator={asked}: not on this machine. Here: {', '.join(here)}.")
+    only_cpu = found == ["cpu"]
+    devices = config.get("devices", 1)
+    if isinstance(devices, bool) or not isinstance(devices, (int, str, list, tuple)) or devices in (0, []):
+        raise UserError(f"trainer.devices={devices}: must be a number of at least 1, a list of devices, or auto.")
+    if isinstance(devices, int) and devices > 0 and not only_cpu:
+        count = max(AcceleratorRegistry[name]["accelerator"].auto_device_count() for name in found)
+        if devices > count:
+            raise UserError(f"trainer.devices={devices}: this machine has {count}.")
+    if config.get("precision") == "16-mixed" and only_cpu:
+        raise UserError(
+            "trainer.precision=16-mixed: half precision with gradient scaling needs a GPU. On the CPU use"
+            " bf16-mixed."
+        )
+
+
+def build_callbacks(config: Mapping[str, Any], words: Mapping[str, str]) -> list[Callback]:
+    """The callbacks of a recipe; an entry that is null is left out."""
+    return [
+        instantiate(fill(entry, words), Callback, f"callbacks.{key}")
+        for key, entry in config.items()
+        if entry is not None
+    ]
+
+
+def build_loggers(config: Mapping[str, Any], words: Mapping[str, str]) -> list[Logger]:
+    """The loggers of a recipe; an entry that is null is left out.
+
+    Raises:
+        MissingPackageError: the logger's package is not installed; holds the pip command.
+    """
+    built = []
+    for key, entry in config.items():
+        if entry is None:
+            continue
+        try:
+            built.append(instantiate(fill(entry, words), Logger, f"logger.{key}"))
+        except MissingPackageError as error:
+            command = f"pip install 'dlblocks[{key}]'" if key in _EXTRAS else str(error)
+            raise MissingPackageError(
+                f"logger={key}: needs a package that is not installed: {command}"
+            ) from error
+    return built
+
+
+def fill(value: Any, words: Mapping[str, str]) -> Any:
+    """Replace `<run>`, `<metric>`, `<mode>` and the like in all texts of a config."""
+    if isinstance(value, str):
+        for word, meaning in words.items():
+            value = value.replace(f"<{word}>", meaning)
+        return value
+    if isinstance(value, Mapping):
+        return {key: fill(item, words) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [fill(item, words) for item in value]
+    return value

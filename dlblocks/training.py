@@ -1,0 +1,162 @@
+"""The spine: from a recipe to a result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from dlblocks.data.module import TableDataModule
+from dlblocks.errors import UserError
+from dlblocks.history import History
+from dlblocks.module import LitModule
+from dlblocks.recipe import Recipe, check
+from dlblocks.results import Result, draw_curves, versions, write_atomically
+from dlblocks.runs import new_folder
+from dlblocks.seeds import derive
+from dlblocks.tasks import resolve
+from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
+
+
+def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
+    """Train one recipe, test the best checkpoint, and leave everything in the run folder.
+
+    Args:
+        recipe: plain values, as `dlblocks.compose("activation=elu")` gives them.
+        folder: the run folder; a new one under `recipe["root"]` if None.
+
+    Returns:
+        The result, which is also in `result.json`.
+
+    Raises:
+        UserError: something in the recipe is wrong, or the training loss became infinite or NaN.
+    """
+    checked = check(recipe)
+    run = checked.run
+    result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
+    try:
+        with _timed(result, "total"):
+            _train(checked, result)
+    except BaseException as error:
+        result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        result.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if is_main_process():
+            result.save()
+    return result
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and prints, of all that train together."""
+    return not rank_zero_only.rank
+
+
+def _train(recipe: Recipe, result: Result) -> None:
+    folder = Path(result.folder)
+    result.versions = versions()
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(recipe.plain), sort_keys=False))
+
+    with _timed(result, "data"):
+        data = build_data(recipe)
+    with _timed(result, "build"):
+        module = build_module(recipe, data)
+        result.task = module.task.name
+        result.parameters = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+        metric, mode = module.task.main_metric
+        result.main_metric = (f"val/{metric}", mode)
+        words = {"run": str(folder), "metric": f"val/{metric}", "mode": mode, "name": recipe.run["name"]}
+        history = History()
+        trainer = build_trainer(
+            _logged_every_epoch(recipe.trainer, data),
+            [*build_callbacks(recipe.callbacks, words), history],
+            build_loggers(recipe.logger, words),
+            folder,
+        )
+    torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
+
+    with _timed(result, "fit"):
+        trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    result.epochs, result.steps = trainer.current_epoch, trainer.global_step
+    result.metrics = history.rows[-1] if history.rows else {}
+    if is_main_process():
+        draw_curves(history.rows, metric, folder / "curves.png")
+
+    with _timed(result, "test"):
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        result.best_checkpoint = best
+        tested = trainer.test(module, data, ckpt_path=best, verbose=False)
+    result.metrics = {**result.metrics, **tested[0]}
+    result.metrics.pop("epoch", None)
+    result.status = "completed"
+
+
+def build_data(recipe: Recipe) -> TableDataModule:
+    """The data module of a recipe, split and checked."""
+    data = TableDataModule(
+        dict(recipe.dataset), seed=recipe.run["seed"], **{k: v for k, v in recipe.data.items() if k != "scale_target"}
+    )
+    data.setup()
+    return data
+
+
+def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
+    """The module of a recipe, shaped for its data."""
+    run = recipe.run
+    task = resolve(run["task"], run["head"], data.outputs, data.task)
+    scale = recipe.data["scale_target"] and task.name == "regression"
+    return LitModule(
+        task=task.name,
+        head=task.head,
+        input_shape=data.input_shape,
+        outputs=data.outputs,
+        seed=run["seed"],
+        target_mean=data.target_mean if scale else None,
+        target_std=data.target_std if scale else None,
+        **recipe.blocks,
+    )
+
+
+def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dict[str, Any]:
+    """At least one logged step in each epoch, however few steps it has."""
+    every = int(trainer.get("log_every_n_steps", 50))
+    return {**trainer, "log_every_n_steps": max(1, min(every, len(data.train_dataloader())))}
+
+
+def _checkpoint(path: str | None) -> str | None:
+    """The path, after a look into the file.
+
+    Raises:
+        UserError: the file does not exist, or is not a whole checkpoint.
+    """
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise UserError(f"ckpt_path={path}: no such file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"ckpt_path={path}: damaged, or not a checkpoint of plain values ({error}).") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"ckpt_path={path}: not a Lightning checkpoint, since it has no state_dict.")
+    return path
+
+
+@contextmanager
+def _timed(result: Result, part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        result.seconds[part] = round(time.perf_counter() - start, 3)
