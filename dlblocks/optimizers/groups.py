@@ -1,0 +1,60 @@
+"""Which parameters weight decay reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+from dlblocks.errors import UserError
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool = False
+) -> list[dict[str, Any]]:
+    """The parameter groups of a model: those that decay, then those that do not.
+
+    Decay keeps weights small so that the function is smooth. A bias, the scale of a norm, a PReLU
+    slope and other parameters of at most one dimension do not serve that end and are left alone,
+    unless `decay_norm_and_bias`. Each group is in the order of the model's modules; frozen parameters
+    are left out, tied ones come once, and a group without parameters is left out. With
+    `weight_decay == 0` there is nothing to tell apart, so there is one group.
+
+    Raises:
+        UserError: nothing to train, or a lazy layer whose shape is not yet known.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    >>> [(len(group["params"]), group["weight_decay"]) for group in decay_groups(model, 0.1)]
+    [(1, 0.1), (3, 0.0)]
+    """
+    decayed: list[nn.Parameter] = []
+    left_alone: list[nn.Parameter] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_lazy(parameter):
+                raise UserError(
+                    f"{type(module).__name__} does not know its shape yet: run one batch through the model"
+                    " before the optimizer is made."
+                )
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            apart = weight_decay > 0 and not decay_norm_and_bias and _left_alone(module, name, parameter)
+            (left_alone if apart else decayed).append(parameter)
+    if not seen:
+        raise UserError(
+            f"{type(model).__name__} has nothing to train: it has no parameter with requires_grad=True."
+        )
+    if not weight_decay:
+        return [{"params": decayed}]
+    groups = ((decayed, weight_decay), (left_alone, 0.0))
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _left_alone(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim <= 1 or "bias" in name or isinstance(module, _NORMS)

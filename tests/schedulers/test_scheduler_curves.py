@@ -1,0 +1,267 @@
+"""Each scheduler against its closed formula, at every step of a run and beyond its end."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from dlblocks.registry import SAME
+from dlblocks.schedulers import BLOCKS
+from dlblocks.schedulers.build import scheduler
+from dlblocks.schedulers.curves import warmup_steps
+
+RATES = (0.4, 0.1)
+TOTAL = 40
+BEYOND = 5
+METRIC = [math.exp(-t / 5) + (0.3 if t > 8 else 0.0) + 0.01 * (t % 3) for t in range(TOTAL + BEYOND)]
+
+Factor = Callable[..., float]
+
+
+def constant(t: int) -> float:  # noqa: ARG001
+    return 1.0
+
+
+def step(t: int, step_size: int, gamma: float) -> float:
+    return gamma ** (t // step_size)
+
+
+def multistep(t: int, milestones: tuple[int, ...], gamma: float) -> float:
+    return gamma ** sum(t >= milestone for milestone in milestones)
+
+
+def exponential(t: int, gamma: float) -> float:
+    return gamma**t
+
+
+def cosine(t: int, min_lr_ratio: float, total: int = TOTAL) -> float:
+    if t >= total:
+        return min_lr_ratio
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * t / total))
+
+
+def one_cycle(
+    t: int, pct_start: float, div_factor: float, final_div_factor: float, anneal_strategy: str, **_: Any
+) -> float:
+    def between(a: float, b: float, p: float) -> float:
+        return b + (a - b) / 2 * (1 + math.cos(math.pi * p)) if anneal_strategy == "cos" else a + (b - a) * p
+
+    low, lowest, peak_at = 1 / div_factor, 1 / div_factor / final_div_factor, pct_start * TOTAL - 1
+    if t < peak_at:
+        return between(low, 1.0, t / peak_at)
+    if t >= TOTAL - 1:
+        return 1.0 if pct_start == 1 else lowest
+    return between(1.0, lowest, (t - max(peak_at, 0)) / (TOTAL - 1 - max(peak_at, 0)))
+
+
+def linear_warmup(t: int, warmup: float, start_factor: float) -> float:
+    steps = int(warmup) if warmup >= 1 else round(warmup * TOTAL)
+    return start_factor + (1 - start_factor) * min(t, TOTAL) / steps if min(t, TOTAL) < steps else 1.0
+
+
+def warmup_cosine(t: int, warmup: float, start_factor: float, min_lr_ratio: float) -> float:
+    steps = int(warmup) if warmup >= 1 else round(warmup * TOTAL)
+    if min(t, TOTAL) < steps:
+        return linear_warmup(t, warmup, start_factor)
+    return cosine(t - steps, min_lr_ratio, TOTAL - steps)
+
+
+def reduce_on_plateau(
+    t: int, factor, patience, threshold, threshold_mode, cooldown, min_lr, **_: Any
+) -> float:
+    """Only with min_lr = 0: the falls before t."""
+    assert min_lr == 0
+    best, bad, waiting, falls = math.inf, 0, 0, 0
+    for value in METRIC[:t]:
+        bound = best * (1 - threshold) if threshold_mode == "rel" else best - threshold
+        best, bad = (value, 0) if value < bound else (best, bad + 1)
+        if waiting:
+            waiting, bad = waiting - 1, 0
+        if bad > patience:
+            falls, bad, waiting = falls + 1, 0, cooldown
+    return factor**falls
+
+
+FORMULAS: dict[str, Factor] = {
+    "constant": constant,
+    "step": step,
+    "multistep": multistep,
+    "exponential": exponential,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "linear_warmup": linear_warmup,
+    "warmup_cosine": warmup_cosine,
+    "reduce_on_plateau": reduce_on_plateau,
+}
+CASES: dict[str, list[dict[str, Any]]] = {
+    "constant": [{}],
+    "step": [{}, {"step_size": 7, "gamma": 0.5}],
+    "multistep": [{}, {"milestones": [3, 4, 20], "gamma": 0.5}],
+    "exponential": [{}, {"gamma": 0.8}],
+    "cosine": [{}, {"min_lr_ratio": 0.1}],
+    "one_cycle": [
+        {},
+        {"pct_start": 0.2, "div_factor": 10.0, "final_div_factor": 20.0, "anneal_strategy": "linear"},
+        {"pct_start": 0.0},
+        {"pct_start": 1 / TOTAL},
+        {"pct_start": 1.0},
+    ],
+    "linear_warmup": [{}, {"warmup": 0}, {"warmup": 1}, {"warmup": 13, "start_factor": 0.0}, {"warmup": 60}],
+    "warmup_cosine": [{}, {"warmup": 0.3, "min_lr_ratio": 0.2}, {"warmup": 7}, {"warmup": 0}, {"warmup": 39}],
+    "reduce_on_plateau": [
+        {},
+        {"factor": 0.5, "patience": 1, "cooldown": 2, "threshold": 0.02, "threshold_mode": "abs"},
+        {"factor": 0.3, "patience": 0, "eps": 0.0},
+    ],
+}
+BY_NAME = {block.name: block for block in BLOCKS}
+
+
+def make_optimizer(**params: Any) -> torch.optim.Optimizer:
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in RATES]
+    return torch.optim.SGD(groups, **params)
+
+
+def make(name: str, opt: torch.optim.Optimizer, total: int = TOTAL, **params: Any) -> LRScheduler:
+    return scheduler(name, opt, total_steps=total if BY_NAME[name].tags["needs_total"] else None, **params)
+
+
+def advance(sched: LRScheduler, opt: torch.optim.Optimizer, t: int) -> None:
+    opt.step()
+    if isinstance(sched, ReduceLROnPlateau):
+        sched.step(METRIC[t])
+    else:
+        sched.step()
+
+
+def rates(opt: torch.optim.Optimizer) -> list[float]:
+    return [group["lr"] for group in opt.param_groups]
+
+
+def test_every_scheduler_has_a_formula_and_cases() -> None:
+    assert set(FORMULAS) == set(CASES) == set(BY_NAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [(name, case) for name, cases in CASES.items() for case in cases], ids=str
+)
+def test_rate_is_the_formulas(name: str, params: dict[str, Any]) -> None:
+    opt = make_optimizer()
+    sched = make(name, opt, **params)
+    all_params = {param.name: params.get(param.name, param.default) for param in BY_NAME[name].params}
+    for t in range(TOTAL + BEYOND):
+        wanted = [lr * FORMULAS[name](t, **all_params) for lr in RATES]
+        assert rates(opt) == pytest.approx(wanted, rel=1e-12, abs=1e-16), t
+        assert sched.get_last_lr() == rates(opt)
+        advance(sched, opt, t)
+
+
+@pytest.mark.parametrize(("name", "params"), [("cosine", {}), ("warmup_cosine", {"start_factor": 1.0})])
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+def test_floor_is_met_after_the_last_step_and_not_before(
+    name: str, params: dict[str, float], total: int
+) -> None:
+    opt = make_optimizer()
+    sched = make(name, opt, total, min_lr_ratio=0.25, **params)
+    for t in range(total):
+        assert rates(opt)[0] > 0.1
+        advance(sched, opt, t)
+    assert rates(opt) == [0.1, 0.025]
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("momentum", [{}, {"base_momentum": 0.6, "max_momentum": 0.8}])
+def test_one_cycle_is_torchs_with_the_rate_as_its_peak(strategy: str, momentum: dict[str, float]) -> None:
+    ours, torchs = make_optimizer(momentum=0.9), make_optimizer(momentum=0.9)
+    a = make("one_cycle", ours, anneal_strategy=strategy, cycle_momentum=True, **momentum)
+    b = OneCycleLR(torchs, list(RATES), TOTAL, anneal_strategy=strategy, **momentum)
+    for t in range(TOTAL - 1):
+        assert rates(ours) == pytest.approx(rates(torchs), rel=1e-12)
+        assert [group["momentum"] for group in ours.param_groups] == pytest.approx(
+            [group["momentum"] for group in torchs.param_groups], rel=1e-12
+        )
+        advance(a, ours, t)
+        advance(b, torchs, t)
+
+
+def test_one_cycle_moves_beta_1_only_if_asked() -> None:
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    make("one_cycle", adam)
+    assert adam.param_groups[0]["betas"] == (0.9, 0.999)
+    make("one_cycle", adam, cycle_momentum=True)
+    assert adam.param_groups[0]["betas"] == (0.95, 0.999)
+
+
+def test_warmup_below_one_is_a_share_and_from_one_a_number() -> None:
+    assert [warmup_steps(w, 50) for w in (0, 0.1, 0.999, 1, 1.0, 20, 80)] == [0, 5, 50, 1, 1, 20, 80]
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_resumed_run_equals_the_undisturbed(name: str, data: st.DataObject) -> None:
+    total = data.draw(st.integers(1, TOTAL))
+    stop = data.draw(st.integers(0, total + BEYOND - 1))
+    params = data.draw(st.sampled_from(CASES[name]))
+    if name == "one_cycle":
+        params = {**params, "cycle_momentum": data.draw(st.booleans())}
+    opt = make_optimizer()
+    sched = make(name, opt, total, **params)
+    for t in range(stop):
+        advance(sched, opt, t)
+    file = io.BytesIO()
+    torch.save((opt.state_dict(), sched.state_dict()), file)
+    file.seek(0)
+    opt_state, sched_state = torch.load(file, weights_only=True)
+    other = make_optimizer()
+    resumed = make(name, other, total, **params)
+    other.load_state_dict(opt_state)
+    resumed.load_state_dict(sched_state)
+    assert resumed.state_dict() == sched.state_dict()
+    for t in range(stop, total + BEYOND):
+        assert rates(other) == rates(opt)
+        assert [group["momentum"] for group in other.param_groups] == [
+            group["momentum"] for group in opt.param_groups
+        ]
+        advance(sched, opt, t)
+        advance(resumed, other, t)
+
+
+def test_resumed_with_more_steps_follows_the_longer_curve() -> None:
+    opt = make_optimizer()
+    sched = make("cosine", opt, 4)
+    for t in range(4):
+        advance(sched, opt, t)
+    longer = make("cosine", opt, 8)
+    longer.load_state_dict(sched.state_dict())
+    advance(longer, opt, 4)
+    assert rates(opt) == pytest.approx([lr * cosine(5, 0.0, 8) for lr in RATES])
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_defaults_are_the_targets_or_say_what_those_are(name: str) -> None:
+    block = BY_NAME[name]
+    signature = inspect.signature(block.load())
+    for param in block.params:
+        theirs = signature.parameters[param.name].default
+        ours = param.default if param.origin is SAME or theirs == param.default else param.origin
+        assert theirs in (ours, inspect.Parameter.empty), param.name
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_tags(name: str) -> None:
+    block = BY_NAME[name]
+    assert block.tags["interval"] in ("step", "epoch")
+    assert block.tags["needs_total"] == ("total_steps" in inspect.signature(block.load()).parameters)
+    assert bool(block.tags.get("monitor")) == ("mode" in inspect.signature(block.load()).parameters)
+    assert block.summary
+    assert block.formula
