@@ -5,15 +5,13 @@ Wherever a block is accepted, a name, a `{name: ..., params}` mapping, or a read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.registry import Spec, build
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from dlblocks.initializers.apply import Initializer
+    from torch import Tensor, nn
 
 
 def activation(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
@@ -34,7 +32,7 @@ def loss(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
     return _module("loss", spec, where, params)
 
 
-def initializer(spec: Spec, /, where: str = "", **params: Any) -> Initializer:
+def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., Tensor]:
     """An initialiser, called with `(tensor, fans=None, generator=None)`; it fills the tensor in place.
 
     >>> import torch

@@ -20,6 +20,7 @@ from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
 Batch = tuple[Tensor, Tensor]
+SPLITS = ("train", "val", "test")
 
 
 class NonFiniteLossError(UserError):
@@ -114,9 +115,7 @@ class LitModule(L.LightningModule):
                 " Set data.scale_target=false."
             )
 
-        self.meters = nn.ModuleDict(
-            {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in ("train", "val", "test")}
-        )
+        self._meters = {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
 
     def _build_net(self, input_shape: tuple[int, ...], seed: int) -> nn.Module:
@@ -138,7 +137,7 @@ class LitModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, output = self._loss(batch)
-        self._meter("train").add(batch_idx, loss, output, batch[1])
+        self._meters["train"].add(batch_idx, loss, output, batch[1])
         self._steps.append((self.global_step, self._learning_rate(), loss.detach()))
         # The host waits for the device only where the logger wants a value.
         if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:
@@ -199,12 +198,7 @@ class LitModule(L.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         loss, output = self._loss(batch)
-        self._meter(split).add(batch_idx, loss, output, batch[1])
-
-    def _meter(self, split: str) -> _Meter:
-        meter = self.meters[split]
-        assert isinstance(meter, _Meter)
-        return meter
+        self._meters[split].add(batch_idx, loss, output, batch[1])
 
     def _learning_rate(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -225,10 +219,10 @@ class LitModule(L.LightningModule):
     def _end(self, split: str) -> None:
         if split == "train":
             self._check_finite()
-        self.log_dict(self._meter(split).compute(), prog_bar=split == "val")
+        self.log_dict(self._meters[split].compute(), prog_bar=split == "val")
 
 
-class _Meter(nn.Module):
+class _Meter:
     """The mean loss and the metrics of one split.
 
     Outputs are gathered, and the metrics updated for many batches at once: an update costs more than
@@ -239,7 +233,6 @@ class _Meter(nn.Module):
     LIMIT = 8192
 
     def __init__(self, split: str, metrics: MetricCollection, predict: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
         self.split = split
         self.metrics = metrics
         self.mean_loss = MeanMetric()
@@ -269,7 +262,10 @@ class _Meter(nn.Module):
 
     def _update(self) -> None:
         if self._outputs:
-            sizes = torch.tensor([len(y) for y in self._targets], device=self._losses[0].device)
+            device = self._losses[0].device
+            self.mean_loss.to(device)
+            self.metrics.to(device)
+            sizes = torch.tensor([len(y) for y in self._targets], device=device)
             self.mean_loss.update(torch.stack(self._losses), sizes)
             self.metrics.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
             self._reset(self._last)

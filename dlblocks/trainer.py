@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
@@ -33,8 +33,15 @@ def build_trainer(
         if key not in legal or key in ("self", "callbacks", "logger", "default_root_dir"):
             raise UserError(f"trainer.{key}: lightning.Trainer has no such argument.{did_you_mean(key, legal)}")
     _check_device(config)
+    # Lightning adds a checkpoint, a bar and a summary of its own unless told not to.
+    given = {
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "enable_model_summary": any(isinstance(callback, ModelSummary) for callback in callbacks),
+        **config,
+    }
     try:
-        return L.Trainer(**config, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+        return L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from dlblocks.data import scaling
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
 from dlblocks.history import History
@@ -84,7 +86,7 @@ def _train(recipe: Recipe, result: Result) -> None:
         )
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
-    with _timed(result, "fit"):
+    with _timed(result, "fit"), _quiet():
         trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -93,7 +95,7 @@ def _train(recipe: Recipe, result: Result) -> None:
     if is_main_process():
         draw_curves(history.rows, metric, folder / "curves.png")
 
-    with _timed(result, "test"):
+    with _timed(result, "test"), _quiet():
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         result.best_checkpoint = best
         tested = trainer.test(module, data, ckpt_path=best, verbose=False)
@@ -104,9 +106,9 @@ def _train(recipe: Recipe, result: Result) -> None:
 
 def build_data(recipe: Recipe) -> TableDataModule:
     """The data module of a recipe, split and checked."""
-    data = TableDataModule(
-        dict(recipe.dataset), seed=recipe.run["seed"], **{k: v for k, v in recipe.data.items() if k != "scale_target"}
-    )
+    # The module standardises targets inside the loss, so that metrics are in the targets' own units.
+    loading = {**recipe.data, "scale_target": False}
+    data = TableDataModule(dict(recipe.dataset), seed=recipe.run["seed"], **loading)
     data.setup()
     return data
 
@@ -115,15 +117,17 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
     """The module of a recipe, shaped for its data."""
     run = recipe.run
     task = resolve(run["task"], run["head"], data.outputs, data.task)
-    scale = recipe.data["scale_target"] and task.name == "regression"
+    scaler = None
+    if recipe.data["scale_target"] and task.name == "regression":
+        scaler = scaling.fit("standard", data.part("train")[1])
     return LitModule(
         task=task.name,
         head=task.head,
         input_shape=data.input_shape,
         outputs=data.outputs,
         seed=run["seed"],
-        target_mean=data.target_mean if scale else None,
-        target_std=data.target_std if scale else None,
+        target_mean=scaler.shift.tolist() if scaler else None,
+        target_std=scaler.scale.tolist() if scaler else None,
         **recipe.blocks,
     )
 
@@ -151,6 +155,16 @@ def _checkpoint(path: str | None) -> str | None:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"ckpt_path={path}: not a Lightning checkpoint, since it has no state_dict.")
     return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that are no news to the user: the CSV logger finds the run folder, which
+    holds the config already, and Lightning uses a name that torch is about to rename."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Experiment logs directory")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        yield
 
 
 @contextmanager

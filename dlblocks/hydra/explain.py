@@ -23,10 +23,9 @@ def explain(error: Exception, arguments: Sequence[str], config_path: str, config
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: can't be read as key=value. {str(error).splitlines()[0]}"
-    cause = error.__cause__ or error
-    if isinstance(cause, OSError):
-        return f"{cause.filename}: {cause.strerror}"
+        return f"{error.override}: can't be read as key=value."
+    if (cause := _system_error(error)) is not None:
+        return f"{cause.filename}: {cause.strerror}."
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
         try:
             if found := _wrong_override(arguments, config_path, config_name):
@@ -34,6 +33,15 @@ def explain(error: Exception, arguments: Sequence[str], config_path: str, config
         except (HydraException, OmegaConfBaseException):
             pass
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one of Hydra's, such as a folder that can't be made."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error
+        error = error.__cause__
+    return None
 
 
 def _wrong_override(arguments: Sequence[str], config_path: str, config_name: str) -> str | None:

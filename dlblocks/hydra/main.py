@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
+from dlblocks.recipe import check
+from dlblocks.results import Result
 from dlblocks.sweeps.record import SweepRecord
 
 PACKAGED_CONF = "pkg://dlblocks.conf"
@@ -74,14 +76,24 @@ class Jobs:
             self.sweep.start(settings.job.num, overrides, folder)
         try:
             result = _train(config, folder)
+        except KeyboardInterrupt:
+            if self.sweep:
+                self.sweep.fail("interrupted", status="interrupted")
+            raise
         except Exception as error:
             self.failed = True
             _say(f"error: {_message(error, folder, bool(config.get('debug')))}")
             if self.sweep:
                 self.sweep.fail(f"{error}")
             return None
+        from rich.console import Console
+
+        from dlblocks.training import is_main_process
+
         if self.sweep:
             self.sweep.complete(result)
+        elif is_main_process():
+            Console().print(result.table())
         return result.metrics.get(result.main_metric[0])
 
     def finish(self, code: int) -> int:
@@ -94,24 +106,15 @@ class Jobs:
         return code or int(self.failed)
 
 
-def _train(config: DictConfig, folder: str) -> Any:
+def _train(config: DictConfig, folder: str) -> Result:
     recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(recipe, dict)
-    from dlblocks.recipe import check
-
     check(recipe)  # before torch is imported, so that a mistake is told at once
-    import logging
-
-    from rich.console import Console
-
-    from dlblocks.training import is_main_process, train
+    from dlblocks.training import train
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    result = train(recipe, folder)
-    if is_main_process():
-        Console().print(result.table())
-    return result
+    return train(recipe, folder)
 
 
 def _message(error: Exception, folder: str, debug: bool) -> str:

@@ -76,4 +76,5 @@ def _cycle(t: int, *, turn: float, last: int, cos: bool, ends: tuple[float, floa
         a, b, p = peak, end, (t - turn) / (last - turn)
     else:
         return peak
-    return a + (b - a) * (1 - math.cos(math.pi * p)) / 2 if cos else a + (b - a) * p
+    share = (1 - math.cos(math.pi * p)) / 2 if cos else p
+    return (1 - share) * a + share * b  # exact at both ends, which a + share * (b - a) is not

@@ -48,9 +48,9 @@ class SweepRecord:
         run.status, run.metrics, self.main_metric = result.status, result.metrics, result.main_metric
         self._save()
 
-    def fail(self, error: str) -> None:
-        """The run that began last has failed."""
-        self._runs[-1].status, self._runs[-1].error = "failed", error
+    def fail(self, error: str, status: str = "failed") -> None:
+        """The run that began last has ended without a result."""
+        self._runs[-1].status, self._runs[-1].error = status, error
         self._save()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -74,6 +74,9 @@ class SweepRecord:
 
         console = Console()
         console.print(self.table())
+        for run in self._runs:
+            if run.error:
+                console.print(f"run {run.number} {run.status}: {run.error}", markup=False, highlight=False)
         console.print(f"sweep folder: {self.folder}", highlight=False)
 
     def table(self) -> Table:
@@ -90,7 +93,7 @@ class SweepRecord:
             table.add_row(
                 str(row["run"]),
                 *(str(row[key]) for key in self._varied()),
-                row["error"].split(". ")[0] if row["status"] == "failed" else row["status"],
+                row["status"],
                 *(f"{value:.4f}" if isinstance(value, float) else "" for value in values),
             )
         return table

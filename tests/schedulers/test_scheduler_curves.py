@@ -193,6 +193,16 @@ def test_one_cycle_is_torchs_with_the_rate_as_its_peak(strategy: str, momentum: 
         advance(b, torchs, t)
 
 
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("total", [2, 7, 100])
+def test_one_cycle_ends_exactly(strategy: str, total: int) -> None:
+    opt = make_optimizer()
+    sched = make("one_cycle", opt, total, anneal_strategy=strategy)
+    for t in range(total - 1):
+        advance(sched, opt, t)
+    assert rates(opt) == [lr * (1 / 25 / 1e4) for lr in RATES]
+
+
 def test_one_cycle_moves_beta_1_only_if_asked() -> None:
     adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     make("one_cycle", adam)

@@ -1,0 +1,45 @@
+"""The record of a sweep."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from dlblocks.results import Result
+from dlblocks.sweeps.record import SweepRecord
+
+
+def filled(folder: Path, mode: str, values: list[float | None]) -> SweepRecord:
+    record = SweepRecord(folder)
+    for number, value in enumerate(values):
+        record.start(number, [f"seed={number}", "+x.y=a=b", "data=digits"], f"{folder}/{number}")
+        if value is None:
+            record.fail("no, it failed")
+        else:
+            metrics = {"val/m": value, "test/m": value / 2}
+            record.complete(Result(folder="", status="completed", metrics=metrics, main_metric=("val/m", mode)))
+    return record
+
+
+def test_best_first_in_either_direction(tmp_path: Path) -> None:
+    assert [row["run"] for row in filled(tmp_path, "max", [0.1, None, 0.9, 0.5]).rows()] == [2, 3, 0, 1]
+    assert [row["run"] for row in filled(tmp_path, "min", [0.1, None, 0.9, 0.5]).rows()] == [0, 3, 2, 1]
+
+
+def test_the_file_is_whole_after_every_run(tmp_path: Path) -> None:
+    record = filled(tmp_path, "max", [0.25, None])
+    record.start(2, ["seed=2"], "running")
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["completed", "failed", "running"]
+    assert rows[0]["test/m"] == "0.125"
+    assert rows[1]["error"] == "no, it failed"
+
+
+def test_columns_are_what_was_varied(tmp_path: Path) -> None:
+    columns = [column.header for column in filled(tmp_path, "max", [0.1, 0.2]).table().columns]
+    assert columns == ["run", "seed", "status", "val m", "test m"]
+
+
+def test_a_sweep_in_which_all_runs_failed_still_has_a_table(tmp_path: Path) -> None:
+    assert filled(tmp_path, "max", [None, None]).table().row_count == 2
