@@ -5,7 +5,7 @@ Wherever a block is accepted, a name, a `{name: ..., params}` mapping, or a read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.registry import Spec, build
@@ -40,7 +40,8 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
     tensor([0.5000, 0.5000])
     """
     if callable(spec):
-        return spec  # type: ignore[no-any-return]
+        ready: Callable[..., Tensor] = spec
+        return ready
     import functools
 
     from dlblocks.registry import parse
@@ -52,11 +53,13 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
 
 
 def _module(kind: str, spec: Spec, where: str, params: dict[str, Any]) -> nn.Module:
-    if isinstance(spec, str) or hasattr(spec, "keys"):
-        return build(kind, spec, where=where, **params)  # type: ignore[no-any-return]
+    if isinstance(spec, (str, Mapping)):
+        built: nn.Module = build(kind, spec, where=where, **params)
+        return built
     import copy
 
-    return spec(**params) if isinstance(spec, type) else copy.deepcopy(spec)  # type: ignore[no-any-return]
+    ready: nn.Module = spec(**params) if isinstance(spec, type) else copy.deepcopy(spec)
+    return ready
 
 
 def model(
@@ -77,6 +80,7 @@ def model(
       (2): Linear(in_features=8, out_features=3, bias=True)
     )
     """
-    if isinstance(spec, str) or hasattr(spec, "keys"):
-        return build("model", spec, input_shape, outputs, activation, where=where, **params)  # type: ignore[no-any-return]
-    return spec  # type: ignore[no-any-return]
+    if isinstance(spec, (str, Mapping)):
+        spec = build("model", spec, input_shape, outputs, activation, where=where, **params)
+    net: nn.Module = spec
+    return net

@@ -56,6 +56,9 @@ class LitModule(L.LightningModule):
         UserError: an unknown name, a value that is not legal, or blocks that don't fit each other.
     """
 
+    target_mean: Tensor
+    target_std: Tensor
+
     def __init__(
         self,
         *,
@@ -82,7 +85,9 @@ class LitModule(L.LightningModule):
             "model": _plain("model", model, "model"),
             "activation": _plain("activation", activation, "activation"),
             "init": _plain("initializer", init, "init"),
-            "bias_init": "auto" if _name(bias_init) == "auto" else _plain("initializer", bias_init, "bias_init"),
+            "bias_init": "auto"
+            if _name(bias_init) == "auto"
+            else _plain("initializer", bias_init, "bias_init"),
             "loss": _plain("loss", loss, "loss"),
             "optimizer": _plain("optimizer", optimizer, "optimizer"),
             "scheduler": _plain("scheduler", scheduler, "scheduler"),
@@ -140,7 +145,7 @@ class LitModule(L.LightningModule):
         self._meters["train"].add(batch_idx, loss, output, batch[1])
         self._steps.append((self.global_step, self._learning_rate(), loss.detach()))
         # The host waits for the device only where the logger wants a value.
-        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:
+        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self._check_finite()
             self.log("train/loss_step", loss.detach(), prog_bar=True)
         return loss
@@ -176,7 +181,7 @@ class LitModule(L.LightningModule):
             monitor=f"val/{metric}",
             mode=mode,
         )
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None where the Trainer has no end."""
@@ -229,7 +234,7 @@ class _Meter:
     a small net's whole step, whatever the number of rows.
     """
 
-    # Rows gathered before an update, so that a long epoch does not fill the memory.
+    # Rows gathered before an update (about), so that a long epoch does not fill the memory.
     LIMIT = 8192
 
     def __init__(self, split: str, metrics: MetricCollection, predict: Callable[[Tensor], Tensor]) -> None:
@@ -237,7 +242,10 @@ class _Meter:
         self.metrics = metrics
         self.mean_loss = MeanMetric()
         self._predict = predict
-        self._reset()
+        self._last: int | None = None
+        self._losses: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
 
     def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor) -> None:
         """Gather one batch. An optimizer that evaluates a batch several times counts it once."""
@@ -247,8 +255,7 @@ class _Meter:
         self._losses.append(loss.detach())
         self._outputs.append(output.detach())
         self._targets.append(y)
-        self._rows += len(y)
-        if self._rows >= self.LIMIT:
+        if len(self._targets) * len(y) >= self.LIMIT:
             self._update()
 
     def compute(self) -> dict[str, Tensor]:
@@ -257,25 +264,18 @@ class _Meter:
         values = {f"{self.split}/loss": self.mean_loss.compute(), **self.metrics.compute()}
         self.mean_loss.reset()
         self.metrics.reset()
-        self._reset()
+        self._last = None
         return values
 
     def _update(self) -> None:
-        if self._outputs:
+        if self._losses:
             device = self._losses[0].device
             self.mean_loss.to(device)
             self.metrics.to(device)
             sizes = torch.tensor([len(y) for y in self._targets], device=device)
             self.mean_loss.update(torch.stack(self._losses), sizes)
             self.metrics.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
-            self._reset(self._last)
-
-    def _reset(self, last: int | None = None) -> None:
-        self._last = last
-        self._losses: list[Tensor] = []
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._rows = 0
+            self._losses, self._outputs, self._targets = [], [], []
 
 
 def _name(spec: Spec) -> str:

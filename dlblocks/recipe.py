@@ -37,7 +37,9 @@ DATA = (
 TRAINER = (
     Param("accelerator", "auto", "str", "device", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
     Param("precision", "32-true", "str", "number format", choices=PRECISIONS),
-    Param("max_epochs", 20, "int", "passes over the training data; -1 for no end", "[-1, inf)", optional=True),
+    Param(
+        "max_epochs", 20, "int", "passes over the training data; -1 for no end", "[-1, inf)", optional=True
+    ),
     Param("max_steps", -1, "int", "updates; -1 for no limit", "[-1, inf)"),
     Param("gradient_clip_val", None, "float", "largest norm of the gradient", "(0, inf)", optional=True),
     Param("accumulate_grad_batches", 1, "int", "batches for each update", "[1, inf)"),

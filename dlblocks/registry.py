@@ -43,7 +43,8 @@ CATALOGUES: Mapping[str, str] = MappingProxyType(
 )
 
 ParamType = Literal["float", "int", "bool", "str", "floats", "ints", "any"]
-Spec: TypeAlias = "str | Mapping[str, Any] | Any"
+# A block wherever one is accepted: a name, a `{name: ..., params}` mapping, or a ready object.
+Spec: TypeAlias = Any
 T = TypeVar("T")
 
 _EXPECTED = {
@@ -141,9 +142,7 @@ class Param:
             hint = ""
         if self.optional or self.default is None:
             legal += ", or null"
-        return UserError(
-            f"{where}={_shown(value)}: must be {legal} (default {_shown(self.default)}).{hint}"
-        )
+        return UserError(f"{where}={_shown(value)}: must be {legal} (default {_shown(self.default)}).{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,12 +428,16 @@ def register(
 _POSITIONAL: Mapping[str, int] = {"initializer": 1, "optimizer": 1, "scheduler": 1, "model": 3}
 
 
+# Arguments that the building function gives, so that they are no parameters of the block either.
+_GIVEN = ("fans", "generator", "total_steps", "mode")
+
+
 def _params_of(target: Callable[..., Any], positional: int) -> tuple[Param, ...]:
     params = []
     for parameter in list(inspect.signature(target).parameters.values())[positional:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.name in ("fans", "generator"):
+        if parameter.name in _GIVEN:
             continue
         if parameter.default is parameter.empty:
             raise UserError(

@@ -8,7 +8,7 @@ applied twice, and never forgotten.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError, unknown
 from dlblocks.registry import REGISTRY, Block
@@ -69,7 +69,9 @@ class Task:
 
     def legal_losses(self) -> list[str]:
         """The names of the losses that fit."""
-        return [n for n in REGISTRY.names("loss") if self.key in REGISTRY.get("loss", n).tags.get("tasks", ())]
+        return [
+            n for n in REGISTRY.names("loss") if self.key in REGISTRY.get("loss", n).tags.get("tasks", ())
+        ]
 
     def check_loss(self, block: Block, where: str = "loss") -> None:
         """Refuse a loss that does not fit.
@@ -135,13 +137,13 @@ class Task:
         import torchmetrics as tm
 
         if self.name == "regression":
-            found: dict[str, tm.Metric] = {
+            found: dict[str, tm.Metric | tm.MetricCollection] = {
                 "mae": tm.MeanAbsoluteError(num_outputs=1),
                 "rmse": tm.MeanSquaredError(squared=False),
                 "r2": tm.R2Score(),
             }
         elif self.name == "multilabel":
-            labels = {"num_labels": self.outputs, "validate_args": False}
+            labels: dict[str, Any] = {"num_labels": self.outputs, "validate_args": False}
             found = {
                 "accuracy": tm.classification.MultilabelAccuracy(**labels),
                 "exact_match": tm.classification.MultilabelExactMatch(**labels),
@@ -154,7 +156,7 @@ class Task:
                 "f1": tm.classification.BinaryF1Score(validate_args=False),
             }
         else:
-            classes = {"num_classes": self.outputs, "validate_args": False}
+            classes: dict[str, Any] = {"num_classes": self.outputs, "validate_args": False}
             found = {
                 "accuracy": tm.classification.MulticlassAccuracy(average="micro", **classes),
                 "f1": tm.classification.MulticlassF1Score(**classes),
@@ -180,14 +182,14 @@ def resolve(task: str, head: str, outputs: int, data_task: str | None = None) ->
         task = data_task
     if task not in TASKS:
         raise unknown("task", task, (*TASKS, "auto"), "task")
-    if data_task is not None and task != data_task:
-        # Two classes can be told apart by either kind of net; no other labels serve two tasks.
-        if not ({task, data_task} == {"binary", "multiclass"} and outputs == 2):
-            fits = [data_task] + (["multiclass"] if data_task == "binary" else [])
-            raise UserError(
-                f"task={task}: the labels are those of a {data_task} task with {outputs} outputs."
-                f" Tasks that fit: {', '.join(fits)}."
-            )
+    # Two classes can be told apart by either kind of net; no other labels serve two tasks.
+    either = {task, data_task} == {"binary", "multiclass"} and outputs == 2
+    if data_task is not None and task != data_task and not either:
+        fits = [data_task] + (["multiclass"] if data_task == "binary" else [])
+        raise UserError(
+            f"task={task}: the labels are those of a {data_task} task with {outputs} outputs."
+            f" Tasks that fit: {', '.join(fits)}."
+        )
     if head == "auto":
         head = HEADS[task][0]
     if head not in {name for heads in HEADS.values() for name in heads}:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlblocks.data import scaling
@@ -58,7 +57,7 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
 
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints, of all that train together."""
-    return not rank_zero_only.rank
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def _train(recipe: Recipe, result: Result) -> None:
@@ -151,7 +150,9 @@ def _checkpoint(path: str | None) -> str | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"ckpt_path={path}: damaged, or not a checkpoint of plain values ({error}).") from error
+        raise UserError(
+            f"ckpt_path={path}: damaged, or not a checkpoint of plain values ({error})."
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"ckpt_path={path}: not a Lightning checkpoint, since it has no state_dict.")
     return path

@@ -61,7 +61,14 @@ def step(repeats: int) -> list[tuple[str, ...]]:
     ours_again, lightning = _in_turn(_fit_dlblocks, _fit_lightning, repeats)
     return [
         ("training step", "plain PyTorch loop", _us(ours), _us(plain), f"{ours / plain:.2f}", "<= 1.0"),
-        ("training step", "LightningModule", _us(ours_again), _us(lightning), f"{ours_again / lightning:.2f}", "<= 0.7"),
+        (
+            "training step",
+            "LightningModule",
+            _us(ours_again),
+            _us(lightning),
+            f"{ours_again / lightning:.2f}",
+            "<= 0.7",
+        ),
     ]
 
 
@@ -74,7 +81,9 @@ def _fit_dlblocks() -> float:
     from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
     from dlblocks.training import build_data, build_module
 
-    recipe = check(dlblocks.compose(f"trainer.max_epochs={EPOCHS}", "callbacks=none", "+trainer.limit_val_batches=0"))
+    recipe = check(
+        dlblocks.compose(f"trainer.max_epochs={EPOCHS}", "callbacks=none", "+trainer.limit_val_batches=0")
+    )
     data = build_data(recipe)
     module = build_module(recipe, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +144,7 @@ def _fit_lightning() -> float:
             self.net = _net()
             self.accuracy = torchmetrics.classification.MulticlassAccuracy(10, average="micro")
 
-        def training_step(self, batch, batch_idx):
+        def training_step(self, batch, batch_idx):  # noqa: ARG002
             inputs, labels = batch
             output = self.net(inputs)
             loss = torch.nn.functional.cross_entropy(output, labels)

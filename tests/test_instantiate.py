@@ -14,7 +14,9 @@ PACKAGE = "lightning.pytorch.callbacks"
 
 
 def test_builds_what_is_asked_for() -> None:
-    built = instantiate({"_target_": f"{PACKAGE}.EarlyStopping", "monitor": "val/loss"}, Callback, "callbacks.stop")
+    built = instantiate(
+        {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": "val/loss"}, Callback, "callbacks.stop"
+    )
     assert isinstance(built, EarlyStopping)
     assert built.monitor == "val/loss"
 
@@ -29,7 +31,10 @@ def test_builds_what_is_asked_for() -> None:
         ({"_target_": f"{PACKAGE}.EarlyStoping"}, "has no EarlyStoping"),
         ({"_target_": f"{PACKAGE}.EarlyStopping"}, "refuses its arguments"),
         ({"_target_": f"{PACKAGE}.EarlyStopping", "monitor": "x", "patiense": 3}, "patiense"),
-        ({"_target_": f"{PACKAGE}.EarlyStopping", "monitor": {"_target_": "os.getcwd"}}, "nested _target_=os.getcwd"),
+        (
+            {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": {"_target_": "os.getcwd"}},
+            "nested _target_=os.getcwd",
+        ),
         ({"_target_": f"{PACKAGE}.EarlyStopping", "monitor": [{"_target_": "os.getcwd"}]}, "nested _target_"),
     ],
 )

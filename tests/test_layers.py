@@ -31,8 +31,27 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "lightning", "torchmetrics", "sklearn", "matplotlib", "numpy", "rich", "hydra", "omegaconf"}
 
 # What each catalogue or torch-free module may import when it is itself imported.
-LIGHT = ["errors", "registry", "factory", "tasks", "recipe", "runs", "results", "instantiate", "sweeps.record"]
-LIGHT += ["activations", "initializers", "losses", "optimizers", "schedulers", "models", "data", "activations.width"]
+LIGHT = [
+    "errors",
+    "registry",
+    "factory",
+    "tasks",
+    "recipe",
+    "runs",
+    "results",
+    "instantiate",
+    "sweeps.record",
+]
+LIGHT += [
+    "activations",
+    "initializers",
+    "losses",
+    "optimizers",
+    "schedulers",
+    "models",
+    "data",
+    "activations.width",
+]
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

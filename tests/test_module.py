@@ -46,10 +46,12 @@ def module(task: str = "multiclass", **more: Any) -> LitModule:
     return LitModule(task=task, input_shape=(3,), outputs=2, model={"name": "mlp", "width": 4}, **more)
 
 
+# Said of any torch DataLoader without worker processes.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+
 CASES = [(task, head) for task, heads in HEADS.items() for head in heads]
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 @pytest.mark.parametrize(("task", "head"), CASES)
 def test_fits_evaluates_and_predicts(task: str, head: str) -> None:
     net = module(task, head=head)
@@ -64,7 +66,6 @@ def test_fits_evaluates_and_predicts(task: str, head: str) -> None:
         assert ((predicted >= 0) & (predicted <= 1)).all()
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 def test_metrics_are_those_of_all_rows_at_once() -> None:
     """Unequal batches must not bias the mean loss, nor gathering the metrics."""
     net = module()
@@ -77,16 +78,16 @@ def test_metrics_are_those_of_all_rows_at_once() -> None:
     assert values["val/accuracy"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 def test_a_long_epoch_does_not_gather_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     from dlblocks.module import _Meter
 
     whole = L.Trainer(**QUIET).validate(module(), loader("multiclass"), verbose=False)
     monkeypatch.setattr(_Meter, "LIMIT", 5)
-    assert L.Trainer(**QUIET).validate(module(), loader("multiclass"), verbose=False)[0] == pytest.approx(whole[0])
+    assert L.Trainer(**QUIET).validate(module(), loader("multiclass"), verbose=False)[0] == pytest.approx(
+        whole[0]
+    )
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 @pytest.mark.parametrize("optimizer", names("optimizer"))
 def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     net = module(optimizer=optimizer)
@@ -97,7 +98,6 @@ def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     assert trainer.global_step == 6
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 @pytest.mark.parametrize("scheduler", names("scheduler"))
 def test_every_scheduler_runs_by_its_interval(scheduler: str) -> None:
     net = module(scheduler=scheduler)
@@ -127,7 +127,6 @@ def test_init_default_leaves_what_the_layers_came_with() -> None:
     assert module(init="default", bias_init="zeros").net[0].bias.abs().max() == 0
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 def test_checkpoints_hold_plain_values_and_rebuild_the_module(tmp_path: Path) -> None:
     net = module("binary", activation={"name": "elu", "alpha": 0.5}, loss="hinge", scheduler="one_cycle")
     settings = {**QUIET, "enable_checkpointing": True}
@@ -187,7 +186,6 @@ def test_a_net_that_ends_in_softmax_is_refused() -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 @pytest.mark.parametrize("every", [1, 3, 50])
 def test_a_loss_that_is_not_finite_names_step_and_rate(every: int) -> None:
     net = module(optimizer={"name": "sgd", "lr": 0.25})
@@ -199,7 +197,6 @@ def test_a_loss_that_is_not_finite_names_step_and_rate(every: int) -> None:
         trainer.fit(net, data)
 
 
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers", "ignore:.*LeafSpec")
 def test_standardised_targets_are_reported_in_their_own_units() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 3)
@@ -221,8 +218,15 @@ def test_standardised_targets_are_reported_in_their_own_units() -> None:
 
 
 def test_counts_refuse_standardised_targets() -> None:
-    with pytest.raises(UserError, match="data.scale_target=false"):
-        LitModule(task="regression", input_shape=(3,), outputs=1, loss="poisson_nll", target_mean=[1.0], target_std=[2.0])
+    with pytest.raises(UserError, match=r"data\.scale_target=false"):
+        LitModule(
+            task="regression",
+            input_shape=(3,),
+            outputs=1,
+            loss="poisson_nll",
+            target_mean=[1.0],
+            target_std=[2.0],
+        )
 
 
 def test_predictions_of_counts_are_rates() -> None:

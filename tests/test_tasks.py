@@ -77,7 +77,8 @@ def test_every_legal_loss_runs_and_is_least_at_the_truth(task: Task) -> None:
             truth = y.log() if tags["expects"] == "log_rate" else y
         target = task.loss_target(y, tags["target"])
         good, bad = (
-            build_loss(name)(task.loss_input(output, tags["expects"]), target) for output in (truth, -truth - 1)
+            build_loss(name)(task.loss_input(output, tags["expects"]), target)
+            for output in (truth, -truth - 1)
         )
         assert good < bad, name
 
@@ -112,7 +113,10 @@ def test_auto_takes_the_data_sets_task() -> None:
         (("multiclas", "auto", 2), "Did you mean 'multiclass'"),
         (("regression", "auto", 10, "multiclass"), "labels are those of a multiclass task"),
         (("binary", "auto", 10, "multiclass"), "labels are those of a multiclass task"),
-        (("binary", "linear", 2), "head=linear: does not fit the task binary. Heads that fit: sigmoid, softmax"),
+        (
+            ("binary", "linear", 2),
+            "head=linear: does not fit the task binary. Heads that fit: sigmoid, softmax",
+        ),
         (("multiclass", "sigmoid", 3), "Heads that fit: softmax"),
         (("binary", "sigmod", 2), "Did you mean 'sigmoid'"),
     ],

@@ -13,9 +13,6 @@ import yaml
 import dlblocks
 from dlblocks.errors import UserError
 
-# Lightning's and torch's own notes on each other.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*pin_memory")
-
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
 
 
@@ -35,7 +32,9 @@ def run(folder: Path, *overrides: str) -> dlblocks.Result:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_every_task_reaches_its_metric(tmp_path: Path, overrides: list[str], metric: str, least: float) -> None:
+def test_every_task_reaches_its_metric(
+    tmp_path: Path, overrides: list[str], metric: str, least: float
+) -> None:
     result = run(tmp_path, *overrides)
     assert result.status == "completed"
     assert result.metrics[metric] >= least

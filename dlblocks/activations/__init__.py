@@ -47,7 +47,12 @@ BLOCKS: tuple[Block, ...] = (
         "leaky_relu",
         "torch.nn:LeakyReLU",
         Param(
-            "negative_slope", 0.1, "float", "slope for x < 0; torch's default is 0.01", "[0, inf)", origin=0.01
+            "negative_slope",
+            0.1,
+            "float",
+            "slope for x < 0; torch's default is 0.01",
+            "[0, inf)",
+            origin=0.01,
         ),
         aliases=("lrelu",),
         summary="ReLU whose negative side keeps a small slope, so that no unit dies.",
@@ -94,7 +99,13 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "maxout",
         "dlblocks.activations.maxout:Maxout",
-        Param("pieces", 2, "int", "linear pieces for each output; the layer before is so many times wider", "[1, inf)"),
+        Param(
+            "pieces",
+            2,
+            "int",
+            "linear pieces for each output; the layer before is so many times wider",
+            "[1, inf)",
+        ),
         _DIM,
         summary="The largest of k linear functions, which the layer before holds: a learnt convex function.",
         formula="max_j x[j * features + i], j = 0 .. pieces - 1",

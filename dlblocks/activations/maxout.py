@@ -37,7 +37,9 @@ class Maxout(nn.Module):
                 f"maxout of {self.pieces} pieces needs a multiple of {self.pieces} features along"
                 f" dimension {self.dim}, got {x.shape[self.dim]}"
             )
-        return x.unflatten(self.dim, (self.pieces, -1)).amax(self.dim - 1 if self.dim < 0 else self.dim)
+        dim = self.dim % x.ndim
+        pieces = x.reshape(*x.shape[:dim], self.pieces, -1, *x.shape[dim + 1 :])
+        return pieces.amax(dim)
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}, dim={self.dim}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +21,7 @@ def width_ratio(activation: Spec) -> Fraction:
     >>> width_ratio({"name": "maxout", "pieces": 3})
     Fraction(3, 1)
     """
-    if isinstance(activation, str) or hasattr(activation, "keys"):
+    if isinstance(activation, (str, Mapping)):
         block, params = parse("activation", activation)
         return _ratio(block, block.defaults() | params)
     if hasattr(activation, "width_ratio"):

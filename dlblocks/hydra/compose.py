@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlblocks.hydra import register
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
@@ -19,7 +22,6 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from dlblocks.errors import UserError
@@ -29,8 +31,15 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
     try:
         with initialize_config_module("dlblocks.conf", version_base="1.3"):
             config = hydra_compose(config_name, overrides=list(overrides))
-        recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return plain(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, "pkg://dlblocks.conf", config_name)) from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values, all interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(recipe, dict)
     return {str(key): value for key, value in recipe.items()}

@@ -66,7 +66,9 @@ def _wrong_override(arguments: Sequence[str], config_path: str, config_name: str
                 chosen.append(f"{name}={_values(override)[0]}" if _values(override) else "")
             elif name not in recipe:
                 legal = [*groups, *(str(key) for key in recipe)]
-                return f"{override.input_line}: unknown key.{did_you_mean(name, legal)} Keys: {_listed(legal)}."
+                return (
+                    f"{override.input_line}: unknown key.{did_you_mean(name, legal)} Keys: {_listed(legal)}."
+                )
         recipe = compose(config_name, overrides=[text for text in chosen if text])
         for override in overrides:
             if not override.is_add() and (wrong := _wrong_key(override, recipe)):
@@ -96,7 +98,7 @@ def _wrong_key(override: Override, recipe: DictConfig) -> str | None:
             legal = [str(key) for key in node]
             place = ".".join(parts[:depth])
             return f"{override.input_line}: {place} has no {part!r}.{did_you_mean(part, legal)} Keys: {_listed(legal)}."
-        node = OmegaConf.to_container(node).get(part) if OmegaConf.is_missing(node, part) else node.get(part)
+        node = None if OmegaConf.is_missing(node, part) else node.get(part)
     return None
 
 

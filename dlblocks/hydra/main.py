@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
+from dlblocks.hydra.compose import plain
 from dlblocks.recipe import check
 from dlblocks.results import Result
 from dlblocks.sweeps.record import SweepRecord
@@ -36,7 +37,9 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
     """
     register()
     jobs = Jobs()
-    application = hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(jobs.run)
+    application = hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(
+        jobs.run
+    )
     try:
         with _errors_come_through():
             application()
@@ -107,8 +110,7 @@ class Jobs:
 
 
 def _train(config: DictConfig, folder: str) -> Result:
-    recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(recipe, dict)
+    recipe = plain(config)
     check(recipe)  # before torch is imported, so that a mistake is told at once
     from dlblocks.training import train
 

@@ -55,7 +55,9 @@ class SweepRecord:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a run: number, what was varied, status, metrics, folder, error; best first."""
-        metrics = sorted({name for run in self._runs for name in run.metrics if name.startswith(("test/", "val/"))})
+        metrics = sorted(
+            {name for run in self._runs for name in run.metrics if name.startswith(("test/", "val/"))}
+        )
         return [
             {
                 "run": run.number,
@@ -107,7 +109,8 @@ class SweepRecord:
         name, mode = self.main_metric
         sign = -1.0 if mode == "max" else 1.0
         return sorted(
-            self._runs, key=lambda run: (name not in run.metrics, sign * run.metrics.get(name, 0.0), run.number)
+            self._runs,
+            key=lambda run: (name not in run.metrics, sign * run.metrics.get(name, 0.0), run.number),
         )
 
     def _save(self) -> None:

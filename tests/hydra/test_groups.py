@@ -49,14 +49,19 @@ def test_every_file_of_conf_composes_to_a_legal_recipe(group: str) -> None:
 
 
 def test_parameters_are_overridden_without_a_plus() -> None:
-    recipe = dlblocks.compose("activation=elu", "activation.alpha=0.5", "optimizer=sgd", "optimizer.momentum=0.9")
+    recipe = dlblocks.compose(
+        "activation=elu", "activation.alpha=0.5", "optimizer=sgd", "optimizer.momentum=0.9"
+    )
     assert recipe["activation"] == {"name": "elu", "alpha": 0.5}
     assert recipe["optimizer"]["momentum"] == 0.9
 
 
 def test_models_in_conf_have_the_registrys_defaults() -> None:
     for name in names("model"):
-        assert dlblocks.compose(f"model={name}")["model"] == {"name": name, **REGISTRY.get("model", name).defaults()}
+        assert dlblocks.compose(f"model={name}")["model"] == {
+            "name": name,
+            **REGISTRY.get("model", name).defaults(),
+        }
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,10 @@ def test_a_foreign_application_gets_the_groups_and_keeps_its_own_files(tmp_path:
 
 
 def test_no_other_application_gets_the_groups(tmp_path: Path) -> None:
-    code = "from hydra.core.plugins import Plugins; print([c.__module__ for c in Plugins.instance().discover()])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    code = (
+        "from hydra.core.plugins import Plugins; print([c.__module__ for c in Plugins.instance().discover()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "dlblocks" not in done.stdout

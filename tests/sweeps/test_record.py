@@ -17,7 +17,9 @@ def filled(folder: Path, mode: str, values: list[float | None]) -> SweepRecord:
             record.fail("no, it failed")
         else:
             metrics = {"val/m": value, "test/m": value / 2}
-            record.complete(Result(folder="", status="completed", metrics=metrics, main_metric=("val/m", mode)))
+            record.complete(
+                Result(folder="", status="completed", metrics=metrics, main_metric=("val/m", mode))
+            )
     return record
 
 
