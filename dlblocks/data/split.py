@@ -89,7 +89,7 @@ def _shares(count: int, fractions: tuple[float, ...], debt: list[float], *, ever
     for i in order[: count - sum(floors)]:
         floors[i] += 1
     for i, value in enumerate(exact):
-        pass
+        debt[i] += value - floors[i]
     return floors
 
 
