@@ -13,7 +13,6 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from dlblocks.data import scaling
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
 from dlblocks.history import History
@@ -105,9 +104,7 @@ def _train(recipe: Recipe, result: Result) -> None:
 
 def build_data(recipe: Recipe) -> TableDataModule:
     """The data module of a recipe, split and checked."""
-    # The module standardises targets inside the loss, so that metrics are in the targets' own units.
-    loading = {**recipe.data, "scale_target": False}
-    data = TableDataModule(dict(recipe.dataset), seed=recipe.run["seed"], **loading)
+    data = TableDataModule(dict(recipe.dataset), seed=recipe.run["seed"], **recipe.data)
     data.setup()
     return data
 
@@ -116,17 +113,14 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
     """The module of a recipe, shaped for its data."""
     run = recipe.run
     task = resolve(run["task"], run["head"], data.outputs, data.task)
-    scaler = None
-    if recipe.data["scale_target"] and task.name == "regression":
-        scaler = scaling.fit("standard", data.part("train")[1])
     return LitModule(
         task=task.name,
         head=task.head,
         input_shape=data.input_shape,
         outputs=data.outputs,
         seed=run["seed"],
-        target_mean=scaler.shift.tolist() if scaler else None,
-        target_std=scaler.scale.tolist() if scaler else None,
+        target_mean=data.target_mean,
+        target_std=data.target_std,
         **recipe.blocks,
     )
 

@@ -1,3 +1,203 @@
-from dlblocks.registry import Block
+"""The catalogue of initialisers: one entry a block. Each fills a tensor in place.
 
-BLOCKS: tuple[Block, ...] = ()
+`fan_in` and `fan_out` are the inputs of one output and the outputs of one input, as `fans.py` counts them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlblocks.registry import Block, Param
+
+_KERAS = "truncated normal with corrected variance, as in Keras and JAX"
+_NONLINEARITIES = (
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "sigmoid",
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "selu",
+)
+_GLOROT = "Glorot & Bengio 2010 (AISTATS)"
+_HE = "He et al. 2015, arXiv:1502.01852"
+_LECUN = "LeCun et al. 1998 (Efficient BackProp); Klambauer et al. 2017, arXiv:1706.02515"
+
+_GAIN = Param("gain", 1.0, "float", "factor of the standard deviation", "(0, inf)")
+_KAIMING = (
+    Param("a", 0.0, "float", "negative slope of leaky_relu, the default nonlinearity"),
+    Param("mode", "fan_in", "str", "keep the variance forward or backward", choices=("fan_in", "fan_out")),
+    Param("nonlinearity", "leaky_relu", "str", "activation that follows", choices=_NONLINEARITIES),
+)
+
+
+def _entry(name: str, function: str, *params: Param, needs_fan: bool = False, **about: Any) -> Block:
+    target = f"dlblocks.initializers.{function}"
+    tags = {"needs_fan": needs_fan}
+    return Block(kind="initializer", name=name, target=target, params=params, tags=tags, **about)
+
+
+BLOCKS: tuple[Block, ...] = (
+    _entry(
+        "default",
+        "plain:default",
+        summary="Leaves what the layer or the predefined model came with.",
+        formula="w",
+        note="torch's own for linear and convolution is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases too",
+    ),
+    _entry(
+        "zeros",
+        "plain:zeros",
+        aliases=("zero",),
+        summary="All zero: right for biases; the units of a hidden layer would stay identical.",
+        formula="0",
+    ),
+    _entry(
+        "ones",
+        "plain:ones",
+        aliases=("one",),
+        summary="All one; the units of a hidden layer would stay identical.",
+        formula="1",
+    ),
+    _entry(
+        "constant",
+        "plain:constant",
+        Param("value", 0.0, "float", "the value"),
+        summary="All the same; the units of a hidden layer would stay identical.",
+        formula="value",
+    ),
+    _entry(
+        "normal",
+        "plain:normal",
+        Param("mean", 0.0, "float", "mean"),
+        Param("std", 0.05, "float", "standard deviation", "[0, inf)"),
+        aliases=("random_normal",),
+        summary="Normal of a fixed standard deviation, whatever the size of the layer.",
+        formula="N(mean, std^2)",
+        note="std 0.05 as in Keras; torch's default is 1.0, JAX's 0.01",
+    ),
+    _entry(
+        "uniform",
+        "plain:uniform",
+        Param("low", -0.05, "float", "lower bound"),
+        Param("high", 0.05, "float", "upper bound"),
+        aliases=("random_uniform",),
+        summary="Uniform of fixed bounds, whatever the size of the layer.",
+        formula="U(low, high)",
+        note="bounds as in Keras; torch's and JAX's defaults are positive only",
+    ),
+    _entry(
+        "truncated_normal",
+        "plain:truncated_normal",
+        Param("mean", 0.0, "float", "mean"),
+        Param("std", 0.05, "float", "standard deviation before the cut", "(0, inf)"),
+        aliases=("trunc_normal",),
+        summary="Normal cut at two standard deviations.",
+        formula="N(mean, std^2) within mean +- 2 std; the standard deviation left is 0.8796 std",
+        note="cut relative to std as in Keras and JAX; torch's bounds are absolute",
+    ),
+    _entry(
+        "lecun_normal",
+        "scaling:lecun_normal",
+        needs_fan=True,
+        summary="Keeps the variance through a linear layer; the pair of selu.",
+        formula="std = sqrt(1 / fan_in), truncated at 2 std / 0.8796",
+        source=_LECUN,
+        note=_KERAS,
+    ),
+    _entry(
+        "lecun_uniform",
+        "scaling:lecun_uniform",
+        needs_fan=True,
+        summary="Keeps the variance through a linear layer.",
+        formula="U(-b, b), b = sqrt(3 / fan_in)",
+        source=_LECUN,
+    ),
+    _entry(
+        "he_normal",
+        "scaling:he_normal",
+        needs_fan=True,
+        summary="Keeps the variance through a layer followed by ReLU.",
+        formula="std = sqrt(2 / fan_in), truncated at 2 std / 0.8796",
+        source=_HE,
+        note=_KERAS + "; torch's kaiming_normal is not truncated",
+    ),
+    _entry(
+        "he_uniform",
+        "scaling:he_uniform",
+        needs_fan=True,
+        summary="Keeps the variance through a layer followed by ReLU.",
+        formula="U(-b, b), b = sqrt(6 / fan_in)",
+        source=_HE,
+    ),
+    _entry(
+        "glorot_normal",
+        "scaling:glorot_normal",
+        needs_fan=True,
+        summary="Between keeping the variance forward and backward; the pair of tanh and sigmoid.",
+        formula="std = sqrt(2 / (fan_in + fan_out)), truncated at 2 std / 0.8796",
+        source=_GLOROT,
+        note=_KERAS + "; torch's xavier_normal is not truncated",
+    ),
+    _entry(
+        "glorot_uniform",
+        "scaling:glorot_uniform",
+        needs_fan=True,
+        summary="Between keeping the variance forward and backward; the default of Keras.",
+        formula="U(-b, b), b = sqrt(6 / (fan_in + fan_out))",
+        source=_GLOROT,
+    ),
+    _entry(
+        "xavier_normal",
+        "scaling:xavier_normal",
+        _GAIN,
+        needs_fan=True,
+        summary="glorot_normal as in torch: not truncated, with a gain.",
+        formula="N(0, std^2), std = gain * sqrt(2 / (fan_in + fan_out))",
+        source=_GLOROT,
+    ),
+    _entry(
+        "xavier_uniform",
+        "scaling:xavier_uniform",
+        _GAIN,
+        needs_fan=True,
+        summary="glorot_uniform as in torch, with a gain.",
+        formula="U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out))",
+        source=_GLOROT,
+    ),
+    _entry(
+        "kaiming_normal",
+        "scaling:kaiming_normal",
+        *_KAIMING,
+        needs_fan=True,
+        summary="he_normal as in torch: not truncated, with the gain of the nonlinearity.",
+        formula="N(0, std^2), std = gain / sqrt(fan); gain = sqrt(2 / (1 + a^2)) for leaky_relu",
+        source=_HE,
+        note="grouped and transposed convolutions: fans.py says how they are counted here",
+    ),
+    _entry(
+        "kaiming_uniform",
+        "scaling:kaiming_uniform",
+        *_KAIMING,
+        needs_fan=True,
+        summary="he_uniform as in torch, with the gain of the nonlinearity.",
+        formula="U(-b, b), b = gain * sqrt(3 / fan); gain = sqrt(2 / (1 + a^2)) for leaky_relu",
+        source=_HE,
+        note="grouped and transposed convolutions: fans.py says how they are counted here",
+    ),
+    _entry(
+        "orthogonal",
+        "scaling:orthogonal",
+        _GAIN,
+        needs_fan=True,
+        summary="Keeps lengths and angles: rows or columns are orthonormal.",
+        formula="gain * Q of the QR decomposition of a normal matrix, signs by the diagonal of R",
+        source="Saxe et al. 2013, arXiv:1312.6120",
+        note="the tensor is seen as (first dimension, all others), as in torch",
+    ),
+)

@@ -1,3 +1,162 @@
-from dlblocks.registry import Block
+"""The catalogue of losses: one entry a block, called with `(input, target)`.
 
-BLOCKS: tuple[Block, ...] = ()
+Each says what it expects of the input (`values`, `logits`, `log_probabilities`, `log_rate`) and the format
+of the target: `values` and `indicators` (0 or 1) have the input's shape, `indices` are int64 `(N,)`, and
+`distribution` is one probability for each class. N instances, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlblocks.registry import Block, Param
+
+_SAME = "(N, *) and (N, *)"
+_CLASSES = "(N, C) and (N,)"
+
+
+def _entry(
+    name: str, target: str, *params: Param, tasks: tuple[str, ...], expects: str, format: str, **about: Any
+) -> Block:
+    reductions = ("none", "mean", "sum") if name != "kl_div" else ("none", "batchmean", "mean", "sum")
+    origin = {"origin": "mean"} if name == "kl_div" else {}
+    reduction = Param(
+        "reduction",
+        reductions[1],
+        "str",
+        "over the instances (and outputs)",
+        choices=reductions,
+        **origin,  # type: ignore[arg-type]
+    )
+    return Block(
+        kind="loss",
+        name=name,
+        target=target,
+        params=(*params, reduction),
+        tags={"tasks": tasks, "expects": expects, "target": format},
+        **about,
+    )
+
+
+def _regression(name: str, target: str, *params: Param, **about: Any) -> Block:
+    return _entry(
+        name, target, *params, tasks=("regression",), expects="values", format="values", shape=_SAME, **about
+    )
+
+
+_WEIGHT = Param("weight", None, "floats", "factor of each class; mean is then the weighted mean", "[0, inf)")
+_IGNORE = Param("ignore_index", -100, "int", "targets of this index don't count")
+_SMOOTHING = Param(
+    "label_smoothing", 0.0, "float", "share of the target spread evenly over the classes", "[0, 1]"
+)
+
+BLOCKS: tuple[Block, ...] = (
+    _regression(
+        "mse",
+        "dlblocks.losses.regression:MSE",
+        aliases=("l2",),
+        summary="Mean squared error: the log-likelihood of a normal of fixed width.",
+        formula="(x - y)^2",
+        note="optax's l2_loss is half of it",
+    ),
+    _regression(
+        "mae",
+        "dlblocks.losses.regression:MAE",
+        aliases=("l1",),
+        summary="Mean absolute error: aims at the median, and outliers weigh no more than others.",
+        formula="|x - y|",
+    ),
+    _regression(
+        "huber",
+        "dlblocks.losses.regression:Huber",
+        Param("delta", 1.0, "float", "error at which the parabola turns into a line", "(0, inf)"),
+        summary="Squared for small errors, linear for large ones.",
+        formula="e^2 / 2 if |e| <= delta else delta * (|e| - delta / 2), e = x - y",
+        source="Huber 1964 (Ann. Math. Stat. 35)",
+    ),
+    _regression(
+        "smooth_l1",
+        "dlblocks.losses.regression:SmoothL1",
+        Param("beta", 1.0, "float", "error at which the parabola turns into a line; 0 is mae", "[0, inf)"),
+        summary="Huber's loss divided by beta: its lines have slope 1.",
+        formula="e^2 / (2 beta) if |e| < beta else |e| - beta / 2, e = x - y",
+        source="Girshick 2015, arXiv:1504.08083",
+    ),
+    _entry(
+        "poisson_nll",
+        "dlblocks.losses.regression:PoissonNLL",
+        Param("full", False, "bool", "add Stirling's approximation of log y!, where y > 1"),
+        tasks=("regression",),
+        expects="log_rate",
+        format="values",
+        shape=_SAME,
+        summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
+        formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
+    ),
+    _entry(
+        "bce",
+        "dlblocks.losses.classification:BCE",
+        Param("pos_weight", None, "floats", "factor of the positive term, one for each output", "[0, inf)"),
+        Param("label_smoothing", 0.0, "float", "share of the target moved to one half", "[0, 1]"),
+        tasks=("binary", "multilabel"),
+        expects="logits",
+        format="indicators",
+        shape=_SAME,
+        aliases=("binary_cross_entropy",),
+        summary="Binary cross-entropy on logits, fused with the sigmoid.",
+        formula="-(y log s + (1 - y) log(1 - s)), s = 1 / (1 + exp(-x))",
+        note="Keras's takes probabilities by default",
+    ),
+    _entry(
+        "cross_entropy",
+        "dlblocks.losses.classification:CrossEntropy",
+        _WEIGHT,
+        _IGNORE,
+        _SMOOTHING,
+        tasks=("multiclass", "binary_softmax"),
+        expects="logits",
+        format="indices",
+        shape="(N, C) and (N,) indices, or (N, C) one-hot or soft",
+        aliases=("categorical_cross_entropy",),
+        summary="Categorical cross-entropy on logits, fused with the softmax.",
+        formula="-sum_c y_c log p_c, p = softmax(x)",
+        note="Keras's takes probabilities by default",
+    ),
+    _entry(
+        "nll",
+        "dlblocks.losses.classification:NLL",
+        _WEIGHT,
+        _IGNORE,
+        tasks=("multiclass", "binary_softmax"),
+        expects="log_probabilities",
+        format="indices",
+        shape=_CLASSES,
+        summary="Negative log-likelihood, of log-probabilities.",
+        formula="-x[y]",
+    ),
+    _entry(
+        "kl_div",
+        "dlblocks.losses.classification:KLDiv",
+        Param("log_target", False, "bool", "the target is log-probabilities too"),
+        tasks=("multiclass", "binary_softmax"),
+        expects="log_probabilities",
+        format="distribution",
+        shape="(N, C) and (N, C)",
+        summary="Kullback-Leibler divergence of the input's distribution from the target's.",
+        formula="sum_c y_c (log y_c - x_c)",
+        source="Kullback & Leibler 1951 (Ann. Math. Stat. 22)",
+        note="batchmean, the mathematical mean over instances; torch's default mean divides by N * C",
+    ),
+    _entry(
+        "hinge",
+        "dlblocks.losses.classification:Hinge",
+        Param("margin", 1.0, "float", "score beyond which an instance costs nothing", "(0, inf)"),
+        tasks=("binary", "multilabel"),
+        expects="logits",
+        format="indicators",
+        shape=_SAME,
+        summary="Hinge loss of a maximum-margin classifier, on scores.",
+        formula="max(0, margin - y x), y = -1 or 1; a target of 0 counts as -1",
+        source="Cortes & Vapnik 1995 (Machine Learning 20)",
+    ),
+)

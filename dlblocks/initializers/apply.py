@@ -1,0 +1,130 @@
+"""Initialise the weights and biases of any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import Generator, Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dlblocks.errors import UserError
+from dlblocks.factory import initializer
+from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
+from dlblocks.registry import REGISTRY, Spec, parse
+
+KNOWN = "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU"
+
+
+class _Piece(NamedTuple):
+    """A part of a parameter that is one matrix of its own, or a bias."""
+
+    values: Tensor
+    fans: Fans | None
+    parameter: nn.Parameter
+
+
+def initialize(
+    model: nn.Module,
+    init: Spec,
+    bias_init: Spec = "auto",
+    *,
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Fill all weights by `init` and all biases by `bias_init`, in place.
+
+    Every matrix is filled on its own with its own fans: query, key and value of an attention, each gate
+    of a recurrent layer. Norm scales, embeddings, the slopes of PReLU and parameters of unknown modules
+    stay as they are; a parameter that several modules share is filled once.
+
+    Args:
+        model: any module.
+        init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`.
+        bias_init: the same; `auto` is zeros, or with init=default what the layers came with.
+        generator: of all random values; the global one if None.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: an initialiser that needs fans is given for biases, no weight is found, or a layer
+            is lazy and has no size yet.
+    """
+    if _name(bias_init) == "auto":
+        bias_init = "default" if _name(init) == "default" else "zeros"
+    _check_bias(bias_init)
+    fill = {False: initializer(init, where="init"), True: initializer(bias_init, where="bias_init")}
+    found = False
+    for piece in _pieces(model):
+        if is_lazy(piece.parameter):
+            raise UserError("init: the model has lazy layers without a size; run one batch through it first.")
+        found = found or piece.fans is not None
+        fill[piece.fans is None](piece.values, fans=piece.fans, generator=generator)
+    if not found and _name(init) != "default":
+        raise UserError(f"init={_name(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
+    return model
+
+
+def _pieces(model: nn.Module) -> Iterator[_Piece]:
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter, parts in _parts(module):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            for values, fans in parts:
+                yield _Piece(values, fans, parameter)
+
+
+Parts = list[tuple[Tensor, "Fans | None"]]
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[nn.Parameter, Parts]]:
+    """Each parameter of a layer, cut into its matrices; fans of None mark a bias."""
+    if isinstance(module, nn.MultiheadAttention):
+        if module.in_proj_weight is not None:
+            yield _stacked(module.in_proj_weight, 3)
+        else:
+            for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight):
+                yield _stacked(weight, 1)
+        for bias in (module.in_proj_bias, module.bias_k, module.bias_v):
+            if bias is not None:
+                yield bias, [(bias.data, None)]
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        for name, parameter in module.named_parameters():
+            if name.startswith("bias"):
+                yield parameter, [(parameter.data, None)]
+            else:
+                yield _stacked(parameter, 1 if name.startswith("weight_hr") else gates)
+    elif isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)):
+        weight = module.weight
+        yield weight, [(weight.data, None if is_lazy(weight) else fans_of(weight, module))]
+        if module.bias is not None:
+            yield module.bias, [(module.bias.data, None)]
+
+
+def _stacked(weight: nn.Parameter, count: int) -> tuple[nn.Parameter, Parts]:
+    return weight, [(block, fans_of(block)) for block in weight.data.chunk(count)]
+
+
+def _check_bias(bias_init: Spec) -> None:
+    if not isinstance(bias_init, (str, Mapping)):
+        return
+    block, _ = parse("initializer", bias_init, "bias_init")
+    if block.tags.get("needs_fan"):
+        fit = [
+            n
+            for n in REGISTRY.names("initializer")
+            if not REGISTRY.get("initializer", n).tags.get("needs_fan")
+        ]
+        raise UserError(
+            f"bias_init={block.name}: needs fan_in and fan_out, which biases don't have."
+            f" Those that fit: {', '.join(fit)}."
+        )
+
+
+def _name(spec: Spec) -> str:
+    if isinstance(spec, Mapping):
+        return str(spec.get("name"))
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)

@@ -1,0 +1,83 @@
+"""What all losses share: shapes are checked, narrow formats are widened, and the values reduced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dlblocks.errors import UserError
+
+
+class Loss(nn.Module):
+    """A loss called with `(input, target)`; a subclass writes its formula in `values`.
+
+    Computed in float32 at least, also under autocast: exponentials and logarithms of half-precision
+    numbers overflow and vanish.
+
+    Args:
+        reduction: `none`, `mean` or `sum`.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self.check(input, target)
+        with torch.autocast(input.device.type, enabled=False):
+            return self.values(_wide(input), _wide(target))
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        """The reduced loss, by torch's function or `reduced`."""
+        raise TypeError(f"{type(self).__name__} has no formula")
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        """Refuse shapes that don't belong together, which broadcasting would let pass in silence.
+
+        Raises:
+            ValueError: says both shapes.
+        """
+        if input.shape != target.shape:
+            raise ValueError(
+                f"{type(self).__name__}: input {tuple(input.shape)} and target {tuple(target.shape)} must"
+                " have the same shape"
+            )
+
+    def reduced(self, values: Tensor) -> Tensor:
+        """Values of all instances to `none`, `mean` or `sum`."""
+        if self.reduction == "none":
+            return values
+        return values.mean() if self.reduction == "mean" else values.sum()
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction}"
+
+
+class ClassWeights(nn.Module):
+    """A factor for each class, moved with the module; no part of its checkpoints."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: tuple[float, ...] | list[float] | None, name: str) -> None:
+        super().__init__()
+        self.name = name
+        given = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
+        self.register_buffer("weight", given, persistent=False)
+
+    def forward(self, input: Tensor, classes: int) -> Tensor | None:
+        """The weights in the input's format.
+
+        Raises:
+            UserError: not one for each class.
+        """
+        if self.weight is None:
+            return None
+        if len(self.weight) != classes:
+            raise UserError(
+                f"{self.name}: has {len(self.weight)} numbers for {classes} classes; give one for each."
+            )
+        return self.weight.to(input.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

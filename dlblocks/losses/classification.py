@@ -1,0 +1,150 @@
+"""Losses of classes and labels: N instances, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlblocks.losses.base import ClassWeights, Loss
+
+
+class BCE(Loss):
+    """Binary cross-entropy on logits: `-(w y log s + (1 - y) log(1 - s))`, `s = sigmoid(x)`.
+
+    Shape: `(N, *)` and `(N, *)`; targets from 0 to 1.
+
+    Args:
+        pos_weight: `w`, one number for each output of the last dimension (or a single one).
+        label_smoothing: `e`; targets become `y (1 - e) + e / 2`.
+        reduction: `none`, `mean` or `sum`.
+    """
+
+    def __init__(
+        self, pos_weight: Sequence[float] | None = None, label_smoothing: float = 0.0, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction)
+        self.pos_weight = ClassWeights(pos_weight, "loss.pos_weight")
+        self.label_smoothing = label_smoothing
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        target = target.to(input.dtype)
+        if self.label_smoothing:
+            target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1)
+        return F.binary_cross_entropy_with_logits(input, target, pos_weight=weight, reduction=self.reduction)
+
+
+class CrossEntropy(Loss):
+    """Categorical cross-entropy on logits: `-sum_c w_c y_c log p_c`, `p = softmax(x)`.
+
+    Shape: `(N, C, *)` logits; targets are indices `(N, *)`, or one-hot or soft `(N, C, *)` of any type.
+
+    Args:
+        weight: `w`, one number for each class; `mean` is the weighted mean over indices.
+        ignore_index: targets of this index don't count.
+        label_smoothing: `e`; targets become `y (1 - e) + e / C` (Szegedy et al. 2015, arXiv:1512.00567).
+        reduction: `none`, `mean` or `sum`.
+    """
+
+    def __init__(
+        self,
+        weight: Sequence[float] | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.weight = ClassWeights(weight, "loss.weight")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        _check_classes(self, input, target, soft=True)
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        soft = target.shape == input.shape
+        return F.cross_entropy(
+            input,
+            target.to(input.dtype) if soft else target.long(),
+            weight=self.weight(input, input.shape[1]),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
+        )
+
+
+class NLL(Loss):
+    """Negative log-likelihood of log-probabilities: `-w_y x_y`.
+
+    Shape: `(N, C, *)` and indices `(N, *)`.
+
+    Args:
+        weight: `w`, one number for each class; `mean` is the weighted mean.
+        ignore_index: targets of this index don't count.
+        reduction: `none`, `mean` or `sum`.
+    """
+
+    def __init__(
+        self, weight: Sequence[float] | None = None, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction)
+        self.weight = ClassWeights(weight, "loss.weight")
+        self.ignore_index = ignore_index
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        _check_classes(self, input, target, soft=False)
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        weight = self.weight(input, input.shape[1])
+        return F.nll_loss(
+            input, target.long(), weight=weight, ignore_index=self.ignore_index, reduction=self.reduction
+        )
+
+
+class KLDiv(Loss):
+    """Kullback-Leibler divergence `sum_c y_c (log y_c - x_c)` of log-probabilities `x` from probabilities `y`.
+
+    Shape: `(N, C)` and `(N, C)`.
+
+    Args:
+        log_target: the target is log-probabilities too.
+        reduction: `none`, `batchmean` (over instances), `mean` (over all numbers) or `sum`.
+    """
+
+    def __init__(self, log_target: bool = False, reduction: str = "batchmean") -> None:
+        super().__init__(reduction)
+        self.log_target = log_target
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        # torch warns that this mean is not the divergence; whoever asks for it by name knows.
+        if self.reduction == "mean":
+            return F.kl_div(input, target, reduction="none", log_target=self.log_target).mean()
+        return F.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
+
+
+class Hinge(Loss):
+    """`max(0, margin - y x)` with `y` -1 or 1 (Cortes & Vapnik 1995). A target of 0 counts as -1.
+
+    Shape: `(N, *)` and `(N, *)`.
+    """
+
+    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        sign = target.gt(0).to(input.dtype) * 2 - 1
+        return self.reduced((self.margin - sign * input).clamp_min(0))
+
+
+def _check_classes(loss: Loss, input: Tensor, target: Tensor, soft: bool) -> None:
+    indices = input.ndim >= 2 and target.shape == (input.shape[0], *input.shape[2:])
+    if indices or (soft and target.shape == input.shape):
+        return
+    legal = "(N,) of indices" + (" or (N, C) of probabilities" if soft else "")
+    raise ValueError(
+        f"{type(loss).__name__}: input {tuple(input.shape)} must be (N, C), and target"
+        f" {tuple(target.shape)} {legal}"
+    )
