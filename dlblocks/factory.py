@@ -27,7 +27,7 @@ def loss(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
     """A loss module, called with `(input, target)`.
 
     >>> loss("huber", delta=0.5)
-    HuberLoss()
+    Huber(reduction=mean, delta=0.5)
     """
     return _module("loss", spec, where, params)
 

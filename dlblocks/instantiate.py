@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from dlblocks.errors import MissingPackageError, UserError
 
 T = TypeVar("T")
+
+_PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 # Arguments of a target may be built from targets of these packages only.
 _NESTED = ("lightning.", "torchmetrics.", "dlblocks.")
@@ -37,6 +41,7 @@ def instantiate(config: Mapping[str, Any], expected: type[T], where: str) -> T:
                 f"{where}: the nested _target_={nested} is refused; arguments may be built from"
                 f" {', '.join(prefix + '*' for prefix in _NESTED)} only."
             )
+    _check_types(cls, config, where)
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -48,6 +53,25 @@ def instantiate(config: Mapping[str, Any], expected: type[T], where: str) -> T:
             raise MissingPackageError(f"{where}: needs a package that is not installed: {cause}") from error
         raise UserError(f"{where}: {target} refuses its arguments: {cause or error}") from error
     return built
+
+
+def _check_types(cls: type, config: Mapping[str, Any], where: str) -> None:
+    """Refuse values of another type than the plain ones that the signature names; a class that doesn't
+    check them itself would fail in the middle of the training."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        value = config.get(name)
+        words = set(re.findall(r"\w+", str(parameter.annotation))) - {
+            "class",
+            "Optional",
+            "Union",
+            "typing",
+            "None",
+        }
+        if value is None or not words or not words <= set(_PLAIN):
+            continue
+        legal = tuple(kind for word in words for kind in _PLAIN[word])
+        if not isinstance(value, legal) or (isinstance(value, bool) and "bool" not in words):
+            raise UserError(f"{where}.{name}={value}: must be {' or '.join(sorted(words))}.")
 
 
 def _class(target: Any, where: str) -> Any:

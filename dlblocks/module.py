@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 
 from dlblocks import factory, tasks
 from dlblocks.errors import UserError
@@ -154,6 +154,9 @@ class LitModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._end("train")
 
+    def on_validation_epoch_start(self) -> None:
+        self._check_finite()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)
 
@@ -209,7 +212,7 @@ class LitModule(L.LightningModule):
     def _learning_rate(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook it calls, some 40 times a step; `nn.Module` looks at each
         # value as a possible parameter. Past it, a step of the default run takes 8 % less.
         if name == "_current_fx_name":
@@ -253,7 +256,9 @@ class _Meter:
     def __init__(self, split: str, metrics: MetricCollection, predict: Callable[[Tensor], Tensor]) -> None:
         self.split = split
         self.metrics = metrics
-        self.mean_loss = MeanMetric()
+        # Not MeanMetric: told to let NaN through, torchmetrics 1.9 drops the weights.
+        self.total = SumMetric(nan_strategy="disable")
+        self.count = SumMetric(nan_strategy="disable")
         self._predict = predict
         self._last: int | None = None
         self._losses: list[Tensor] = []
@@ -274,19 +279,20 @@ class _Meter:
     def compute(self) -> dict[str, Tensor]:
         """The values since the last call, over all processes."""
         self._update()
-        values = {f"{self.split}/loss": self.mean_loss.compute(), **self.metrics.compute()}
-        self.mean_loss.reset()
-        self.metrics.reset()
+        values = {f"{self.split}/loss": self.total.compute() / self.count.compute(), **self.metrics.compute()}
+        for metric in (self.total, self.count, self.metrics):
+            metric.reset()
         self._last = None
         return values
 
     def _update(self) -> None:
         if self._losses:
             device = self._losses[0].device
-            self.mean_loss.to(device)
-            self.metrics.to(device)
+            for metric in (self.total, self.count, self.metrics):
+                metric.to(device)
             sizes = torch.tensor([len(y) for y in self._targets], device=device)
-            self.mean_loss.update(torch.stack(self._losses), sizes)
+            self.total.update(torch.stack(self._losses) * sizes)
+            self.count.update(sizes)
             self.metrics.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
             self._losses, self._outputs, self._targets = [], [], []
 

@@ -85,9 +85,13 @@ def _train(recipe: Recipe, result: Result) -> None:
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
-        trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
+        except SystemExit as ending:
+            # Lightning ends the process after Ctrl-C; the run has still to be written down.
+            if trainer.interrupted:
+                raise KeyboardInterrupt from ending
+            raise
     result.epochs, result.steps = trainer.current_epoch, trainer.global_step
     result.metrics = history.rows[-1] if history.rows else {}
     if is_main_process():
@@ -155,9 +159,11 @@ def _checkpoint(path: str | None) -> str | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that are no news to the user: the CSV logger finds the run folder, which
-    holds the config already, and Lightning uses a name that torch is about to rename."""
+    holds the config already; a run that goes on from a checkpoint writes its own into its own folder; and
+    Lightning uses a name that torch is about to rename."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Experiment logs directory")
+        warnings.filterwarnings("ignore", "The dirpath has changed")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         yield
 

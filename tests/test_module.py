@@ -74,7 +74,7 @@ def test_metrics_are_those_of_all_rows_at_once() -> None:
     values = trainer.validate(net, data, verbose=False)[0]
     x, y = data.dataset.tensors
     logits = net.eval()(x)
-    assert values["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    assert values["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
     assert values["val/accuracy"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
 
 
@@ -93,7 +93,7 @@ def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     net = module(optimizer=optimizer)
     before = copy.deepcopy(net.net.state_dict())
     trainer = L.Trainer(max_epochs=2, **QUIET)
-    trainer.fit(net, loader("multiclass"))
+    trainer.fit(net, loader("multiclass"), loader("multiclass"))
     assert all(not torch.equal(before[key], value) for key, value in net.net.state_dict().items())
     assert trainer.global_step == 6
 
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rate(every: int) -> None:
     data = DataLoader(TensorDataset(x, y), batch_size=2)
     trainer = L.Trainer(max_epochs=1, **{**QUIET, "log_every_n_steps": every})
     with pytest.raises(NonFiniteLossError, match=r"nan at step 2 \(epoch 0\) with learning rate 0.25. Try"):
-        trainer.fit(net, data)
+        trainer.fit(net, data, data)
 
 
 def test_standardised_targets_are_reported_in_their_own_units() -> None:

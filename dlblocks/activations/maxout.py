@@ -38,7 +38,8 @@ class Maxout(nn.Module):
                 f" dimension {self.dim}, got {x.shape[self.dim]}"
             )
         dim = self.dim % x.ndim
-        pieces = x.reshape(*x.shape[:dim], self.pieces, -1, *x.shape[dim + 1 :])
+        features = x.shape[dim] // self.pieces
+        pieces = x.reshape(*x.shape[:dim], self.pieces, features, *x.shape[dim + 1 :])
         return pieces.amax(dim)
 
     def extra_repr(self) -> str:

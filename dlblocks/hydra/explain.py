@@ -111,4 +111,4 @@ def _values(override: Override) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(sorted(set(names)))
+    return ", ".join(sorted(set(names))) or "none"

@@ -16,12 +16,15 @@ from dlblocks.registry import REGISTRY, Spec, parse
 KNOWN = "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU"
 
 
+Parts = list[tuple[Tensor, "Fans | None"]]
+
+
 class _Piece(NamedTuple):
     """A part of a parameter that is one matrix of its own, or a bias."""
 
     values: Tensor
     fans: Fans | None
-    parameter: nn.Parameter
+    parameter: Tensor
 
 
 def initialize(
@@ -76,10 +79,7 @@ def _pieces(model: nn.Module) -> Iterator[_Piece]:
                 yield _Piece(values, fans, parameter)
 
 
-Parts = list[tuple[Tensor, "Fans | None"]]
-
-
-def _parts(module: nn.Module) -> Iterator[tuple[nn.Parameter, Parts]]:
+def _parts(module: nn.Module) -> Iterator[tuple[Tensor, Parts]]:
     """Each parameter of a layer, cut into its matrices; fans of None mark a bias."""
     if isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is not None:
@@ -104,7 +104,7 @@ def _parts(module: nn.Module) -> Iterator[tuple[nn.Parameter, Parts]]:
             yield module.bias, [(module.bias.data, None)]
 
 
-def _stacked(weight: nn.Parameter, count: int) -> tuple[nn.Parameter, Parts]:
+def _stacked(weight: Tensor, count: int) -> tuple[Tensor, Parts]:
     return weight, [(block, fans_of(block)) for block in weight.data.chunk(count)]
 
 

@@ -16,7 +16,13 @@ _CLASSES = "(N, C) and (N,)"
 
 
 def _entry(
-    name: str, target: str, *params: Param, tasks: tuple[str, ...], expects: str, format: str, **about: Any
+    name: str,
+    target: str,
+    *params: Param,
+    tasks: tuple[str, ...],
+    expects: str,
+    target_format: str,
+    **about: Any,
 ) -> Block:
     reductions = ("none", "mean", "sum") if name != "kl_div" else ("none", "batchmean", "mean", "sum")
     origin = {"origin": "mean"} if name == "kl_div" else {}
@@ -33,14 +39,21 @@ def _entry(
         name=name,
         target=target,
         params=(*params, reduction),
-        tags={"tasks": tasks, "expects": expects, "target": format},
+        tags={"tasks": tasks, "expects": expects, "target": target_format},
         **about,
     )
 
 
 def _regression(name: str, target: str, *params: Param, **about: Any) -> Block:
     return _entry(
-        name, target, *params, tasks=("regression",), expects="values", format="values", shape=_SAME, **about
+        name,
+        target,
+        *params,
+        tasks=("regression",),
+        expects="values",
+        target_format="values",
+        shape=_SAME,
+        **about,
     )
 
 
@@ -88,7 +101,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("full", False, "bool", "add Stirling's approximation of log y!, where y > 1"),
         tasks=("regression",),
         expects="log_rate",
-        format="values",
+        target_format="values",
         shape=_SAME,
         summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
         formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
@@ -100,7 +113,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("label_smoothing", 0.0, "float", "share of the target moved to one half", "[0, 1]"),
         tasks=("binary", "multilabel"),
         expects="logits",
-        format="indicators",
+        target_format="indicators",
         shape=_SAME,
         aliases=("binary_cross_entropy",),
         summary="Binary cross-entropy on logits, fused with the sigmoid.",
@@ -115,7 +128,7 @@ BLOCKS: tuple[Block, ...] = (
         _SMOOTHING,
         tasks=("multiclass", "binary_softmax"),
         expects="logits",
-        format="indices",
+        target_format="indices",
         shape="(N, C) and (N,) indices, or (N, C) one-hot or soft",
         aliases=("categorical_cross_entropy",),
         summary="Categorical cross-entropy on logits, fused with the softmax.",
@@ -129,7 +142,7 @@ BLOCKS: tuple[Block, ...] = (
         _IGNORE,
         tasks=("multiclass", "binary_softmax"),
         expects="log_probabilities",
-        format="indices",
+        target_format="indices",
         shape=_CLASSES,
         summary="Negative log-likelihood, of log-probabilities.",
         formula="-x[y]",
@@ -140,7 +153,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("log_target", False, "bool", "the target is log-probabilities too"),
         tasks=("multiclass", "binary_softmax"),
         expects="log_probabilities",
-        format="distribution",
+        target_format="distribution",
         shape="(N, C) and (N, C)",
         summary="Kullback-Leibler divergence of the input's distribution from the target's.",
         formula="sum_c y_c (log y_c - x_c)",
@@ -153,7 +166,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("margin", 1.0, "float", "score beyond which an instance costs nothing", "(0, inf)"),
         tasks=("binary", "multilabel"),
         expects="logits",
-        format="indicators",
+        target_format="indicators",
         shape=_SAME,
         summary="Hinge loss of a maximum-margin classifier, on scores.",
         formula="max(0, margin - y x), y = -1 or 1; a target of 0 counts as -1",

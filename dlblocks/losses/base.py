@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from dlblocks.errors import UserError
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """A loss called with `(input, target)`; a subclass writes its formula in `values`.
 
     Computed in float32 at least, also under autocast: exponentials and logarithms of half-precision
@@ -27,9 +30,9 @@ class Loss(nn.Module):
         with torch.autocast(input.device.type, enabled=False):
             return self.values(_wide(input), _wide(target))
 
+    @abstractmethod
     def values(self, input: Tensor, target: Tensor) -> Tensor:
         """The reduced loss, by torch's function or `reduced`."""
-        raise TypeError(f"{type(self).__name__} has no formula")
 
     def check(self, input: Tensor, target: Tensor) -> None:
         """Refuse shapes that don't belong together, which broadcasting would let pass in silence.
@@ -50,7 +53,10 @@ class Loss(nn.Module):
         return values.mean() if self.reduction == "mean" else values.sum()
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction}"
+        given = {
+            key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"
+        }
+        return ", ".join(f"{key}={value}" for key, value in given.items())
 
 
 class ClassWeights(nn.Module):
@@ -58,7 +64,7 @@ class ClassWeights(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, weight: tuple[float, ...] | list[float] | None, name: str) -> None:
+    def __init__(self, weight: Sequence[float] | None, name: str) -> None:
         super().__init__()
         self.name = name
         given = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)

@@ -78,8 +78,13 @@ class SweepRecord:
         console.print(self.table())
         for run in self._runs:
             if run.error:
-                console.print(f"run {run.number} {run.status}: {run.error}", markup=False, highlight=False)
-        console.print(f"sweep folder: {self.folder}", highlight=False)
+                console.print(
+                    f"run {run.number} {run.status}: {run.error}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        console.print(f"sweep folder: {self.folder}", highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """All runs, best first, with the main metric and that of the test."""
