@@ -32,6 +32,10 @@ class History(Callback):
         return int(self.rows[0]["epoch"]) if self.rows else 0
 
     def _gather(self, trainer: L.Trainer, epoch: int) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("train/", "val/")) and not name.endswith("_step")
+        }
         if epoch >= 0 and values:
             self.rows.append({"epoch": float(epoch), **values})

@@ -236,7 +236,11 @@ class LitModule(L.LightningModule):
     def _end(self, split: str) -> None:
         if split == "train":
             self._check_finite()
-        self.log_dict(self._meters[split].compute(), prog_bar=split == "val")
+        values = self._meters[split].compute()
+        main = f"val/{self.task.main_metric[0]}"
+        self.log_dict({name: value for name, value in values.items() if name != main})
+        if main in values:
+            self.log(main, values[main], prog_bar=True)
 
 
 # Lightning inspects the signature at every step; found here it costs 5 % of a step less.

@@ -27,7 +27,8 @@ class Result:
         status: `completed`, `interrupted` or `failed`.
         seed: of the run.
         task: its name.
-        metrics: the last value of every metric; `test/*` is of the best checkpoint.
+        metrics: of training, validation and test, all of `tested_epoch`.
+        tested_epoch: that of the best checkpoint, or the last one if none was kept.
         main_metric: the one that chose the best checkpoint, and `max` or `min`.
         best_checkpoint: its path, if one was kept.
         parameters: trainable numbers in the net.
@@ -43,6 +44,7 @@ class Result:
     seed: int = 0
     task: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    tested_epoch: int = 0
     main_metric: tuple[str, str] = ("", "max")
     best_checkpoint: str | None = None
     parameters: int = 0
@@ -69,7 +71,8 @@ class Result:
             if name.startswith(("test/", "val/")):
                 table.add_row(name.replace("/", " "), f"{value:.4f}")
         table.add_row("parameters", f"{self.parameters:,}")
-        table.add_row("epochs, steps", f"{self.epochs}, {self.steps}")
+        table.add_row("best of epochs", f"{self.tested_epoch} of 0 - {self.epochs - 1}")
+        table.add_row("steps", f"{self.steps:,}")
         table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
         table.add_row("run folder", self.folder)
         return table

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     checked = check(recipe)
     run = checked.run
     result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
+    if (Path(result.folder) / "result.json").exists():
+        raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
     try:
         with _timed(result, "total"):
             _train(checked, result)
@@ -93,17 +96,24 @@ def _train(recipe: Recipe, result: Result) -> None:
                 raise KeyboardInterrupt from ending
             raise
     result.epochs, result.steps = trainer.current_epoch, trainer.global_step
-    result.metrics = history.rows[-1] if history.rows else {}
     if is_main_process():
         draw_curves(history.rows, metric, folder / "curves.png")
 
     with _timed(result, "test"), _quiet():
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        result.best_checkpoint = best
         tested = trainer.test(module, data, ckpt_path=best, verbose=False)
-    result.metrics = {**result.metrics, **tested[0]}
-    result.metrics.pop("epoch", None)
+    chosen = _chosen(history.rows, result.main_metric) if best else history.rows[-1]
+    result.best_checkpoint = os.path.relpath(best) if best else None
+    result.tested_epoch = int(chosen["epoch"])
+    result.metrics = {**{name: chosen[name] for name in sorted(chosen) if "/" in name}, **tested[0]}
     result.status = "completed"
+
+
+def _chosen(rows: Sequence[Mapping[str, float]], main_metric: tuple[str, str]) -> Mapping[str, float]:
+    """The epoch of the best checkpoint: the first with the best main metric."""
+    name, mode = main_metric
+    best = max if mode == "max" else min
+    return best((row for row in rows if name in row), key=lambda row: row[name])
 
 
 def build_data(recipe: Recipe) -> TableDataModule:

@@ -41,6 +41,11 @@ def test_every_record_is_whole(kind: str) -> None:
         assert callable(block.load())
         assert block.check(block.defaults()) is not None
         assert block_name in block.describe()
+        if kind not in ("model", "dataset"):
+            assert block.formula, block_name
+            assert block.source, block_name
+        if kind in ("activation", "initializer", "loss"):
+            assert block.shape, block_name
         for param in block.params:
             assert param.doc, f"{block_name}.{param.name}"
 

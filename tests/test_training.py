@@ -59,7 +59,11 @@ def test_the_run_folder_holds_everything(tmp_path: Path) -> None:
     accuracies = [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
     assert len(accuracies) == 3
     assert any(row["train/loss_step"] for row in rows)
-    assert result.metrics["val/accuracy"] == pytest.approx(accuracies[-1])
+    assert result.metrics["val/accuracy"] == pytest.approx(max(accuracies))
+    assert accuracies[result.tested_epoch] == max(accuracies)
+    assert set(result.metrics) == {
+        f"{s}/{m}" for s in ("train", "val", "test") for m in ("loss", "accuracy", "f1")
+    }
 
 
 def test_the_test_is_of_the_best_checkpoint(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ _DIM = Param("dim", -1, "int", "the dimension it works along; -1 is the features
 
 def _entry(name: str, target: str, *params: Param, elementwise: bool = True, **about: Any) -> Block:
     tags = {"elementwise": elementwise, **about.pop("tags", {})}
+    about.setdefault("shape", "(*, features) -> (*, features)")
     return Block(kind="activation", name=name, target=target, params=params, tags=tags, **about)
 
 
@@ -20,6 +21,7 @@ BLOCKS: tuple[Block, ...] = (
         "linear",
         "torch.nn:Identity",
         aliases=("identity",),
+        source="none: the absence of an activation",
         summary="The input unchanged.",
         formula="x",
     ),
@@ -27,12 +29,14 @@ BLOCKS: tuple[Block, ...] = (
         "sigmoid",
         "torch.nn:Sigmoid",
         aliases=("logistic",),
+        source="Rumelhart et al. 1986 (Nature 323)",
         summary="Squashes to (0, 1); saturates at both ends, and its mean is not zero.",
         formula="1 / (1 + exp(-x))",
     ),
     _entry(
         "tanh",
         "torch.nn:Tanh",
+        source="LeCun et al. 1998 (Efficient BackProp)",
         summary="Squashes to (-1, 1) around zero.",
         formula="(exp(x) - exp(-x)) / (exp(x) + exp(-x))",
     ),
@@ -118,6 +122,7 @@ BLOCKS: tuple[Block, ...] = (
         "softmax",
         "torch.nn:Softmax",
         Param("dim", -1, "int", "the dimension that sums to 1; -1 is the features", origin=None),
+        source="Bridle 1989 (NIPS)",
         summary="Positive and summing to 1: the output of a multiclass net.",
         formula="exp(x_i) / sum_j exp(x_j)",
         elementwise=False,
@@ -126,6 +131,7 @@ BLOCKS: tuple[Block, ...] = (
         "log_softmax",
         "torch.nn:LogSoftmax",
         Param("dim", -1, "int", "the dimension whose exponentials sum to 1; -1 is the features", origin=None),
+        source="Bridle 1989 (NIPS)",
         summary="The logarithm of softmax, computed without overflow.",
         formula="x_i - log(sum_j exp(x_j))",
         elementwise=False,

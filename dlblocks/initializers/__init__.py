@@ -39,6 +39,7 @@ _KAIMING = (
 def _entry(name: str, function: str, *params: Param, needs_fan: bool = False, **about: Any) -> Block:
     target = f"dlblocks.initializers.{function}"
     tags = {"needs_fan": needs_fan}
+    about["shape"] = "(outputs, inputs, *kernel), or as the layer has it" if needs_fan else "any"
     return Block(kind="initializer", name=name, target=target, params=params, tags=tags, **about)
 
 
@@ -46,6 +47,7 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "default",
         "plain:default",
+        source="the layer's or the model's own authors",
         summary="Leaves what the layer or the predefined model came with.",
         formula="w",
         note="torch's own for linear and convolution is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), biases too",
@@ -54,6 +56,7 @@ BLOCKS: tuple[Block, ...] = (
         "zeros",
         "plain:zeros",
         aliases=("zero",),
+        source="torch.nn.init.zeros_",
         summary="All zero: right for biases; the units of a hidden layer would stay identical.",
         formula="0",
     ),
@@ -61,6 +64,7 @@ BLOCKS: tuple[Block, ...] = (
         "ones",
         "plain:ones",
         aliases=("one",),
+        source="torch.nn.init.ones_",
         summary="All one; the units of a hidden layer would stay identical.",
         formula="1",
     ),
@@ -68,6 +72,7 @@ BLOCKS: tuple[Block, ...] = (
         "constant",
         "plain:constant",
         Param("value", 0.0, "float", "the value"),
+        source="torch.nn.init.constant_",
         summary="All the same; the units of a hidden layer would stay identical.",
         formula="value",
     ),
@@ -77,6 +82,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("mean", 0.0, "float", "mean"),
         Param("std", 0.05, "float", "standard deviation", "[0, inf)"),
         aliases=("random_normal",),
+        source="Keras RandomNormal",
         summary="Normal of a fixed standard deviation, whatever the size of the layer.",
         formula="N(mean, std^2)",
         note="std 0.05 as in Keras; torch's default is 1.0, JAX's 0.01",
@@ -87,6 +93,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("low", -0.05, "float", "lower bound"),
         Param("high", 0.05, "float", "upper bound"),
         aliases=("random_uniform",),
+        source="Keras RandomUniform",
         summary="Uniform of fixed bounds, whatever the size of the layer.",
         formula="U(low, high)",
         note="bounds as in Keras; torch's and JAX's defaults are positive only",
@@ -97,6 +104,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("mean", 0.0, "float", "mean"),
         Param("std", 0.05, "float", "standard deviation before the cut", "(0, inf)"),
         aliases=("trunc_normal",),
+        source="Keras TruncatedNormal",
         summary="Normal cut at two standard deviations.",
         formula="N(mean, std^2) within mean +- 2 std; the standard deviation left is 0.8796 std",
         note="cut relative to std as in Keras and JAX; torch's bounds are absolute",
