@@ -96,13 +96,14 @@ def _train(recipe: Recipe, result: Result) -> None:
                 raise KeyboardInterrupt from ending
             raise
     result.epochs, result.steps = trainer.current_epoch, trainer.global_step
+    rows = history.rows  # before the test, which brings back the state of the best checkpoint
     if is_main_process():
-        draw_curves(history.rows, metric, folder / "curves.png")
+        draw_curves(rows, metric, folder / "curves.png")
 
     with _timed(result, "test"), _quiet():
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         tested = trainer.test(module, data, ckpt_path=best, verbose=False)
-    chosen = _chosen(history.rows, result.main_metric) if best else history.rows[-1]
+    chosen = _chosen(rows, result.main_metric) if best else rows[-1]
     result.best_checkpoint = os.path.relpath(best) if best else None
     result.tested_epoch = int(chosen["epoch"])
     result.metrics = {**{name: chosen[name] for name in sorted(chosen) if "/" in name}, **tested[0]}
