@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,12 @@ def _train(recipe: Recipe, result: Result) -> None:
     with _timed(result, "test"), _quiet():
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         tested = trainer.test(module, data, ckpt_path=best, verbose=False)
-    chosen = _chosen(rows, result.main_metric) if best else rows[-1]
     result.best_checkpoint = os.path.relpath(best) if best else None
-    result.tested_epoch = int(chosen["epoch"])
-    result.metrics = {**{name: chosen[name] for name in sorted(chosen) if "/" in name}, **tested[0]}
+    result.tested_epoch = torch.load(best, weights_only=True)["epoch"] if best else result.epochs - 1
+    values = {key: value for row in rows if row["epoch"] == result.tested_epoch for key, value in row.items()}
+    values.pop("epoch", None)
+    result.metrics = {**values, **tested[0]}
     result.status = "completed"
-
-
-def _chosen(rows: Sequence[Mapping[str, float]], main_metric: tuple[str, str]) -> Mapping[str, float]:
-    """The epoch of the best checkpoint: the first with the best main metric."""
-    name, mode = main_metric
-    best = max if mode == "max" else min
-    return best((row for row in rows if name in row), key=lambda row: row[name])
 
 
 def build_data(recipe: Recipe) -> TableDataModule:

@@ -157,13 +157,21 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "a", "trainer.max_epochs=1")
     whole = (tmp_path / "a" / "checkpoints" / "last.ckpt").read_bytes()
     damaged = tmp_path / "damaged.ckpt"
-    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+    for number, content in enumerate((b"", b"not a checkpoint", whole[: len(whole) // 2])):
         damaged.write_bytes(content)
         with pytest.raises(UserError, match="damaged, or not a checkpoint"):
-            run(tmp_path / "b", f"ckpt_path={damaged}")
+            run(tmp_path / f"b{number}", f"ckpt_path={damaged}")
     torch.save({"weights": torch.ones(2)}, damaged)
     with pytest.raises(UserError, match="no state_dict"):
         run(tmp_path / "c", f"ckpt_path={damaged}")
+
+
+def test_a_folder_with_a_result_is_not_written_into_again(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_epochs=1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds the result of another run"):
+        run(tmp_path, "trainer.max_epochs=1")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
