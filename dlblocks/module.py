@@ -144,9 +144,11 @@ class LitModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, output = self._loss(batch)
         self._meters["train"].add(batch_idx, loss, output, batch[1])
-        self._steps.append((self.global_step, self._learning_rate(), loss.detach()))
+        trainer = self.trainer
+        step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+        self._steps.append((step, rate, loss.detach()))
         # The host waits for the device only where the logger wants a value.
-        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if (step + 1) % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self._check_finite()
             self.log("train/loss_step", loss.detach(), prog_bar=True)
         return loss
@@ -208,9 +210,6 @@ class LitModule(L.LightningModule):
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         loss, output = self._loss(batch)
         self._meters[split].add(batch_idx, loss, output, batch[1])
-
-    def _learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook it calls, some 40 times a step; `nn.Module` looks at each

@@ -27,6 +27,9 @@ class Loss(nn.Module, ABC):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         self.check(input, target)
+        # Entering a context costs more than the loss of a small batch; outside autocast there is no need.
+        if not torch.is_autocast_enabled(input.device.type):
+            return self.values(_wide(input), _wide(target))
         with torch.autocast(input.device.type, enabled=False):
             return self.values(_wide(input), _wide(target))
 
