@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlblocks.data.module import TableDataModule
@@ -90,6 +91,9 @@ def _train(recipe: Recipe, result: Result) -> None:
     with _timed(result, "fit"), _quiet():
         try:
             trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
+        except MisconfigurationException as error:
+            # What Lightning finds only when it starts: a strategy that this device can't do, and the like.
+            raise UserError(f"trainer: {error}") from error
         except SystemExit as ending:
             # Lightning ends the process after Ctrl-C; the run has still to be written down.
             if trainer.interrupted:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.errors import UserError, unknown
-
-TASKS = ("regression", "binary", "multiclass", "multilabel")
+from dlblocks.tasks import TASKS
 
 
 @dataclass(frozen=True, eq=False)

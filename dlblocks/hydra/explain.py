@@ -65,15 +65,22 @@ def _wrong_override(arguments: Sequence[str], config_path: str, config_name: str
                     return wrong
                 chosen.append(f"{name}={_values(override)[0]}" if _values(override) else "")
             elif name not in recipe:
-                legal = [*groups, *(str(key) for key in recipe)]
-                return (
-                    f"{override.input_line}: unknown key.{did_you_mean(name, legal)} Keys: {_listed(legal)}."
-                )
+                return f"{override.input_line}: unknown key.{_hint(name, groups, recipe)}"
         recipe = compose(config_name, overrides=[text for text in chosen if text])
         for override in overrides:
             if not override.is_add() and (wrong := _wrong_key(override, recipe)):
                 return wrong
     return None
+
+
+def _hint(name: str, groups: Sequence[str], recipe: DictConfig) -> str:
+    """Where a key of this name does exist, or the nearest names; and all names of this level."""
+    inner = [
+        f"{key}.{name}" for key, value in recipe.items() if isinstance(value, DictConfig) and name in value
+    ]
+    legal = [*groups, *(str(key) for key in recipe)]
+    found = f" Did you mean {' or '.join(map(repr, inner))}?" if inner else did_you_mean(name, legal)
+    return f"{found} Keys: {_listed(legal)}."
 
 
 def _wrong_option(override: Override, options: Sequence[str]) -> str | None:

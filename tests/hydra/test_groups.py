@@ -56,6 +56,14 @@ def test_parameters_are_overridden_without_a_plus() -> None:
     assert recipe["optimizer"]["momentum"] == 0.9
 
 
+def test_data_in_conf_have_the_registrys_defaults() -> None:
+    loading = set(dlblocks.compose("data=digits")["data"])
+    for name in names("dataset"):
+        data = dlblocks.compose(f"data={name}")["data"]
+        own = {key: value for key, value in data.items() if key == "name" or key not in loading}
+        assert own == {"name": name, **REGISTRY.get("dataset", name).defaults()}
+
+
 def test_models_in_conf_have_the_registrys_defaults() -> None:
     for name in names("model"):
         assert dlblocks.compose(f"model={name}")["model"] == {
@@ -74,6 +82,9 @@ def test_models_in_conf_have_the_registrys_defaults() -> None:
         (["trainer=ddpcpu"], "Did you mean 'ddp_cpu'"),
         (["data=digit"], "Did you mean 'digits'"),
         (["seed.x=1"], "seed has no keys"),
+        (["batch_size=0"], "Did you mean 'data.batch_size'"),
+        (["lr=-1"], "Did you mean 'optimizer.lr'"),
+        (["dropout=1.5"], "Did you mean 'model.dropout'"),
         (["optimizer.lr=[1"], "can't be read as key=value"),
     ],
 )
