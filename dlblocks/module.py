@@ -237,9 +237,10 @@ class LitModule(L.LightningModule):
             self._check_finite()
         values = self._meters[split].compute()
         main = f"val/{self.task.main_metric[0]}"
-        self.log_dict({name: value for name, value in values.items() if name != main})
+        # The values are those of all processes already; Lightning wants to hear that they are equal.
+        self.log_dict({name: value for name, value in values.items() if name != main}, sync_dist=True)
         if main in values:
-            self.log(main, values[main], prog_bar=True)
+            self.log(main, values[main], prog_bar=True, sync_dist=True)
 
 
 # Lightning inspects the signature at every step; found here it costs 5 % of a step less.

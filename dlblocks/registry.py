@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -177,7 +177,7 @@ class Block:
     shape: str = ""
     source: str = ""
     note: str = ""
-    tags: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
     package: str = ""
     owner: str = "dlblocks"
 
@@ -321,6 +321,9 @@ class Registry:
                     f"{block.kind} {name!r} is claimed twice: by {holder.owner} and by {block.owner}."
                     " Rename one of them."
                 )
+        if block.name in blocks:
+            for alias in blocks[block.name].aliases:
+                del aliases[alias]
         blocks[block.name] = block
         aliases.update(dict.fromkeys(block.aliases, block.name))
 
@@ -334,7 +337,9 @@ class Registry:
             try:
                 loaded = entry_point.load()
                 for block in loaded if isinstance(loaded, Iterable) else ():
-                    self.add(block)
+                    # An owner left at its default must not pass for dlblocks and replace its blocks.
+                    anonymous = block.owner == Block.owner
+                    self.add(replace(block, owner=entry_point.value) if anonymous else block)
             except Exception as error:  # a broken plugin must not take the others with it
                 warnings.warn(
                     f"the blocks of entry point {entry_point.name!r} ({entry_point.value}) are left"

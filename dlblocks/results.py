@@ -60,6 +60,12 @@ class Result:
         write_atomically(path, json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n")
         return path
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Read the result of a run folder."""
+        saved = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+        return cls(**{**saved, "main_metric": tuple(saved["main_metric"])})
+
     def table(self) -> Table:
         """The summary shown at the end of a run."""
         from rich.table import Table

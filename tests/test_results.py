@@ -18,6 +18,14 @@ def test_result_is_valid_json_whatever_the_numbers(tmp_path: Path) -> None:
     assert saved["metrics"] == {"val/loss": None, "val/r2": None}
 
 
+def test_a_saved_result_is_read_back(tmp_path: Path) -> None:
+    result = Result(
+        folder=str(tmp_path), status="completed", metrics={"val/m": 0.5}, main_metric=("val/m", "min")
+    )
+    result.save()
+    assert Result.load(tmp_path) == result
+
+
 def test_the_table_shows_test_before_validation_and_the_folder(tmp_path: Path) -> None:
     result = Result(folder=str(tmp_path), metrics={"val/accuracy": 0.5, "test/accuracy": 0.25, "lr": 1.0})
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

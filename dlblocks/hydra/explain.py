@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.hydra import GROUPS
+from dlblocks.hydra.compose import plain
 from dlblocks.registry import REGISTRY
 
 
@@ -75,9 +76,8 @@ def _wrong_override(arguments: Sequence[str], config_path: str, config_name: str
 
 def _hint(name: str, groups: Sequence[str], recipe: DictConfig) -> str:
     """Where a key of this name does exist, or the nearest names; and all names of this level."""
-    inner = [
-        f"{key}.{name}" for key, value in recipe.items() if isinstance(value, DictConfig) and name in value
-    ]
+    groups_of_keys = ((key, value) for key, value in plain(recipe).items() if isinstance(value, dict))
+    inner = [f"{key}.{name}" for key, value in groups_of_keys if name in value]
     legal = [*groups, *(str(key) for key in recipe)]
     found = f" Did you mean {' or '.join(map(repr, inner))}?" if inner else did_you_mean(name, legal)
     return f"{found} Keys: {_listed(legal)}."

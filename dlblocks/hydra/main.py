@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ class Jobs:
         self.sweep: SweepRecord | None = None
         self.failed = False
         self.started = 0
+        self.multirun = bool({"-m", "--multirun"} & set(sys.argv))
 
     def run(self, config: DictConfig) -> float | None:
         """One job; returns the main validation metric, which a sweeper may optimise."""
@@ -79,7 +81,8 @@ class Jobs:
         if self.sweep:
             self.sweep.start(settings.job.num, overrides, folder)
         try:
-            result = _train(config, folder)
+            apart = self.sweep is not None and _distributed(config)
+            result = _train_apart(overrides, folder) if apart else _train(config, folder)
         except KeyboardInterrupt:
             if self.sweep:
                 self.sweep.fail("interrupted", status="interrupted")
@@ -106,7 +109,7 @@ class Jobs:
         """Show the table of a sweep; the exit code."""
         if self.sweep:
             self.sweep.show()
-        if code == 0 and self.started == 0 and {"-m", "--multirun"} & set(sys.argv):
+        if code == 0 and self.started == 0 and self.multirun:
             _say("error: the sweep expands to no job; a glob pattern in it matches no option.")
             return 1
         return code or int(self.failed)
@@ -117,6 +120,26 @@ def _share_config_store() -> None:
     `--help`, though each config is copied again when it is loaded. Sharing the store halves the time."""
     store = ConfigStore.instance()
     store.__deepcopy__ = lambda _: store  # type: ignore[attr-defined]
+
+
+def _train_apart(overrides: list[str], folder: str) -> Result:
+    """One run of a sweep in a process of its own, as a distributed run has to be: Lightning starts its
+    other processes by the command line, which must be that of this run, and a process can join a group
+    only once."""
+    flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
+    command = [sys.executable, sys.argv[0], *flags, *overrides, f'hydra.run.dir="{folder}"']
+    code = subprocess.run(command, check=False).returncode
+    if not (Path(folder) / "result.json").exists():
+        raise UserError(f"the run ended without a result, with exit code {code}.")
+    result = Result.load(folder)
+    if result.status != "completed":
+        raise UserError(result.error or result.status)
+    return result
+
+
+def _distributed(config: DictConfig) -> bool:
+    trainer = config.get("trainer") or {}
+    return str(trainer.get("devices", 1)) != "1" or trainer.get("num_nodes", 1) != 1
 
 
 def _train(config: DictConfig, folder: str) -> Result:

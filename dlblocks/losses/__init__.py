@@ -2,17 +2,22 @@
 
 Each says what it expects of the input (`values`, `logits`, `log_probabilities`, `log_rate`) and the format
 of the target: `values` and `indicators` (0 or 1) have the input's shape, `indices` are int64 `(N,)`, and
-`distribution` is one probability for each class. N instances, C classes.
+`distribution` is one probability for each class; `target_range` where not all numbers are legal.
+N instances, C classes.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dlblocks.registry import Block, Param
 
 _SAME = "(N, *) and (N, *)"
 _CLASSES = "(N, C) and (N,)"
+_REDUCTION = Param(
+    "reduction", "mean", "str", "over the instances (and outputs)", choices=("none", "mean", "sum")
+)
 
 
 def _entry(
@@ -22,24 +27,16 @@ def _entry(
     tasks: tuple[str, ...],
     expects: str,
     target_format: str,
+    reduction: Param = _REDUCTION,
     **about: Any,
 ) -> Block:
-    reductions = ("none", "mean", "sum") if name != "kl_div" else ("none", "batchmean", "mean", "sum")
-    origin = {"origin": "mean"} if name == "kl_div" else {}
-    reduction = Param(
-        "reduction",
-        reductions[1],
-        "str",
-        "over the instances (and outputs)",
-        choices=reductions,
-        **origin,  # type: ignore[arg-type]
-    )
+    tags = {"tasks": tasks, "expects": expects, "target": target_format, **about.pop("tags", {})}
     return Block(
         kind="loss",
         name=name,
         target=target,
         params=(*params, reduction),
-        tags={"tasks": tasks, "expects": expects, "target": target_format},
+        tags=tags,
         **about,
     )
 
@@ -108,11 +105,15 @@ BLOCKS: tuple[Block, ...] = (
         source="Nelder & Wedderburn 1972 (J. R. Stat. Soc. A 135)",
         summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
         formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
+        note="Keras's takes the rate itself",
+        tags={"target_range": "[0, inf)"},
     ),
     _entry(
         "bce",
         "dlblocks.losses.classification:BCE",
-        Param("pos_weight", None, "floats", "factor of the positive term, one for each output", "[0, inf)"),
+        Param(
+            "pos_weight", None, "floats", "w: factor of the positive term, one for each output", "[0, inf)"
+        ),
         Param("label_smoothing", 0.0, "float", "share of the target moved to one half", "[0, 1]"),
         tasks=("binary", "multilabel"),
         expects="logits",
@@ -121,7 +122,7 @@ BLOCKS: tuple[Block, ...] = (
         aliases=("binary_cross_entropy",),
         source="Good 1952 (J. R. Stat. Soc. B 14)",
         summary="Binary cross-entropy on logits, fused with the sigmoid.",
-        formula="-(y log s + (1 - y) log(1 - s)), s = 1 / (1 + exp(-x))",
+        formula="-(w y log s + (1 - y) log(1 - s)), s = 1 / (1 + exp(-x))",
         note="Keras's takes probabilities by default",
     ),
     _entry(
@@ -138,7 +139,8 @@ BLOCKS: tuple[Block, ...] = (
         source="Good 1952 (J. R. Stat. Soc. B 14); label smoothing: Szegedy et al. 2015, arXiv:1512.00567",
         summary="Categorical cross-entropy on logits, fused with the softmax.",
         formula="-sum_c y_c log p_c, p = softmax(x)",
-        note="Keras's takes probabilities by default",
+        note="Keras's takes probabilities by default; with weight, the mean of one-hot and soft targets"
+        " divides by N, that of indices by the sum of their weights, as in torch",
     ),
     _entry(
         "nll",
@@ -165,6 +167,9 @@ BLOCKS: tuple[Block, ...] = (
         formula="sum_c y_c (log y_c - x_c)",
         source="Kullback & Leibler 1951 (Ann. Math. Stat. 22)",
         note="batchmean, the mathematical mean over instances; torch's default mean divides by N * C",
+        reduction=replace(
+            _REDUCTION, default="batchmean", choices=("none", "batchmean", "mean", "sum"), origin="mean"
+        ),
     ),
     _entry(
         "hinge",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +16,36 @@ class Loss(nn.Module, ABC):
     """A loss called with `(input, target)`; a subclass writes its formula in `values`.
 
     Computed in float32 at least, also under autocast: exponentials and logarithms of half-precision
-    numbers overflow and vanish.
+    numbers overflow and vanish. A target of the input's shape may have any type and takes the input's;
+    one of another shape is indices.
 
     Args:
-        reduction: `none`, `mean` or `sum`.
+        reduction: one of the class's `reductions`.
+
+    Raises:
+        ValueError: a reduction that the loss doesn't have.
     """
+
+    reductions: ClassVar[tuple[str, ...]] = ("none", "mean", "sum")
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
+        if reduction not in self.reductions:
+            raise ValueError(
+                f"{type(self).__name__}: reduction={reduction!r}: must be one of {', '.join(self.reductions)}"
+            )
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         self.check(input, target)
+        input = _wide(input)
+        target = target.to(input.dtype) if target.shape == input.shape else target.long()
+        device = input.device.type
         # Entering a context costs more than the loss of a small batch; outside autocast there is no need.
-        if not torch.is_autocast_enabled(input.device.type):
-            return self.values(_wide(input), _wide(target))
-        with torch.autocast(input.device.type, enabled=False):
-            return self.values(_wide(input), _wide(target))
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return self.values(input, target)
+        with torch.autocast(device, enabled=False):
+            return self.values(input, target)
 
     @abstractmethod
     def values(self, input: Tensor, target: Tensor) -> Tensor:
@@ -50,10 +64,16 @@ class Loss(nn.Module, ABC):
             )
 
     def reduced(self, values: Tensor) -> Tensor:
-        """Values of all instances to `none`, `mean` or `sum`."""
-        if self.reduction == "none":
-            return values
-        return values.mean() if self.reduction == "mean" else values.sum()
+        """The values of all instances and outputs, reduced."""
+        match self.reduction:
+            case "none":
+                return values
+            case "mean":
+                return values.mean()
+            case "batchmean":
+                return values.sum() / len(values)
+            case _:
+                return values.sum()
 
     def extra_repr(self) -> str:
         given = {

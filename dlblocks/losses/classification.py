@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,14 +13,21 @@ from dlblocks.losses.base import ClassWeights, Loss
 
 
 class BCE(Loss):
-    """Binary cross-entropy on logits: `-(w y log s + (1 - y) log(1 - s))`, `s = sigmoid(x)`.
+    """Binary cross-entropy on logits: `-(w y log s + (1 - y) log(1 - s))`, `s = sigmoid(x)` (Good 1952).
 
     Shape: `(N, *)` and `(N, *)`; targets from 0 to 1.
 
     Args:
-        pos_weight: `w`, one number for each output of the last dimension (or a single one).
+        pos_weight: `w`, one number for each output of the last dimension; a single one for `(N,)`.
         label_smoothing: `e`; targets become `y (1 - e) + e / 2`.
         reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+        UserError: `pos_weight` has not one number for each output.
+
+    >>> BCE()(torch.tensor([0.0, 1e4]), torch.tensor([1.0, 1.0]))
+    tensor(0.3466)
     """
 
     def __init__(
@@ -29,7 +38,6 @@ class BCE(Loss):
         self.label_smoothing = label_smoothing
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
-        target = target.to(input.dtype)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1)
@@ -37,15 +45,27 @@ class BCE(Loss):
 
 
 class CrossEntropy(Loss):
-    """Categorical cross-entropy on logits: `-sum_c w_c y_c log p_c`, `p = softmax(x)`.
+    """Categorical cross-entropy on logits: `-sum_c w_c y_c log p_c`, `p = softmax(x)` (Good 1952).
 
     Shape: `(N, C, *)` logits; targets are indices `(N, *)`, or one-hot or soft `(N, C, *)` of any type.
 
     Args:
-        weight: `w`, one number for each class; `mean` is the weighted mean over indices.
+        weight: `w`, one number for each class; `mean` is the weighted mean of indices, and, as in torch,
+            the sum over N of one-hot and soft targets.
         ignore_index: targets of this index don't count.
         label_smoothing: `e`; targets become `y (1 - e) + e / C` (Szegedy et al. 2015, arXiv:1512.00567).
         reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: shapes that don't belong together, indices that are no whole-number type, or an
+            `ignore_index` that is a class with targets that are no indices.
+        UserError: `weight` has not one number for each class.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    >>> CrossEntropy()(logits, torch.tensor([0, 1]))
+    tensor(0.4100)
+    >>> CrossEntropy()(logits, torch.tensor([[1, 0], [0, 1]]))
+    tensor(0.4100)
     """
 
     def __init__(
@@ -62,12 +82,16 @@ class CrossEntropy(Loss):
 
     def check(self, input: Tensor, target: Tensor) -> None:
         _check_classes(self, input, target, soft=True)
+        if self.ignore_index >= 0 and target.shape == input.shape:
+            raise ValueError(
+                f"CrossEntropy: ignore_index={self.ignore_index} needs a target of indices (N,), got one-hot"
+                f" or soft {tuple(target.shape)}"
+            )
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
-        soft = target.shape == input.shape
         return F.cross_entropy(
             input,
-            target.to(input.dtype) if soft else target.long(),
+            target,
             weight=self.weight(input, input.shape[1]),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
@@ -76,7 +100,7 @@ class CrossEntropy(Loss):
 
 
 class NLL(Loss):
-    """Negative log-likelihood of log-probabilities: `-w_y x_y`.
+    """Negative log-likelihood of log-probabilities: `-w_y x_y` (Fisher 1922).
 
     Shape: `(N, C, *)` and indices `(N, *)`.
 
@@ -84,6 +108,13 @@ class NLL(Loss):
         weight: `w`, one number for each class; `mean` is the weighted mean.
         ignore_index: targets of this index don't count.
         reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: shapes that don't belong together, or indices that are no whole-number type.
+        UserError: `weight` has not one number for each class.
+
+    >>> NLL()(torch.tensor([[-0.5, -1.5], [-2.0, -0.25]]), torch.tensor([0, 1]))
+    tensor(0.3750)
     """
 
     def __init__(
@@ -99,35 +130,54 @@ class NLL(Loss):
     def values(self, input: Tensor, target: Tensor) -> Tensor:
         weight = self.weight(input, input.shape[1])
         return F.nll_loss(
-            input, target.long(), weight=weight, ignore_index=self.ignore_index, reduction=self.reduction
+            input, target, weight=weight, ignore_index=self.ignore_index, reduction=self.reduction
         )
 
 
 class KLDiv(Loss):
-    """Kullback-Leibler divergence `sum_c y_c (log y_c - x_c)` of log-probabilities `x` from probabilities `y`.
+    """Kullback-Leibler divergence `sum_c y_c (log y_c - x_c)` of log-probabilities `x` from probabilities `y`
+    (Kullback & Leibler 1951).
 
     Shape: `(N, C)` and `(N, C)`.
 
     Args:
         log_target: the target is log-probabilities too.
         reduction: `none`, `batchmean` (over instances), `mean` (over all numbers) or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> KLDiv()(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]))
+    tensor(0.6931)
     """
+
+    reductions: ClassVar[tuple[str, ...]] = ("none", "batchmean", "mean", "sum")
 
     def __init__(self, log_target: bool = False, reduction: str = "batchmean") -> None:
         super().__init__(reduction)
         self.log_target = log_target
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
-        # torch warns that this mean is not the divergence; whoever asks for it by name knows.
-        if self.reduction == "mean":
-            return F.kl_div(input, target, reduction="none", log_target=self.log_target).mean()
-        return F.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
+        # torch's own has no batching rule, which stacked runs need.
+        if self.log_target:
+            return self.reduced(target.exp() * (target - input))
+        return self.reduced(torch.xlogy(target, target) - target * input)
 
 
 class Hinge(Loss):
     """`max(0, margin - y x)` with `y` -1 or 1 (Cortes & Vapnik 1995). A target of 0 counts as -1.
 
     Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        margin: the score beyond which an instance costs nothing.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> Hinge()(torch.tensor([0.5, 3.0, 1.0]), torch.tensor([1, 1, 0]))
+    tensor(0.8333)
     """
 
     def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
@@ -140,8 +190,14 @@ class Hinge(Loss):
 
 
 def _check_classes(loss: Loss, input: Tensor, target: Tensor, soft: bool) -> None:
-    indices = input.ndim >= 2 and target.shape == (input.shape[0], *input.shape[2:])
-    if indices or (soft and target.shape == input.shape):
+    if soft and target.shape == input.shape:
+        return
+    if input.ndim >= 2 and target.shape == (input.shape[0], *input.shape[2:]):
+        if target.is_floating_point():
+            raise ValueError(
+                f"{type(loss).__name__}: target {tuple(target.shape)} holds indices, which are whole numbers;"
+                f" got {target.dtype}"
+            )
         return
     legal = "(N,) of indices" + (" or (N, C) of probabilities" if soft else "")
     raise ValueError(

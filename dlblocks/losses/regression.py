@@ -1,4 +1,4 @@
-"""Losses of values: `(N, *)` against `(N, *)`."""
+"""Losses of values: `(N, *)` against `(N, *)`; any two shapes that differ are a `ValueError`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,46 @@ from dlblocks.losses.base import Loss
 
 
 class MSE(Loss):
-    """`(x - y)^2`."""
+    """`(x - y)^2` (Legendre 1805; Gauss 1809).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    >>> import torch
+    >>> MSE()(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+    """
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(input, target, reduction=self.reduction)
 
 
 class MAE(Loss):
-    """`|x - y|`."""
+    """`|x - y|` (Boscovich 1757; Laplace 1774).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    >>> import torch
+    >>> MAE()(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(1.)
+    """
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
         return F.l1_loss(input, target, reduction=self.reduction)
 
 
 class Huber(Loss):
-    """`e^2 / 2` where `|e| <= delta`, else `delta * (|e| - delta / 2)`, with `e = x - y` (Huber 1964)."""
+    """`e^2 / 2` where `|e| <= delta`, else `delta * (|e| - delta / 2)`, with `e = x - y` (Huber 1964).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        delta: the error at which the parabola turns into a line.
+        reduction: `none`, `mean` or `sum`.
+
+    >>> import torch
+    >>> Huber(delta=1.0, reduction="none")(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]))
+    tensor([0.1250, 2.5000])
+    """
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -35,7 +60,18 @@ class Huber(Loss):
 
 class SmoothL1(Loss):
     """`e^2 / (2 beta)` where `|e| < beta`, else `|e| - beta / 2`, with `e = x - y` (Girshick 2015,
-    arXiv:1504.08083)."""
+    arXiv:1504.08083).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        beta: the error at which the parabola turns into a line; 0 is the absolute error.
+        reduction: `none`, `mean` or `sum`.
+
+    >>> import torch
+    >>> SmoothL1(beta=2.0, reduction="none")(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+    tensor([0.2500, 2.0000])
+    """
 
     def __init__(self, beta: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -47,7 +83,18 @@ class SmoothL1(Loss):
 
 class PoissonNLL(Loss):
     """`exp(x) - y x`, the negative log-likelihood of counts `y` up to a constant; `x` is the logarithm of
-    the rate. `full` adds Stirling's approximation of the constant where `y > 1`."""
+    the rate (Nelder & Wedderburn 1972).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        full: add Stirling's approximation of the constant, `y log y - y + log(2 pi y) / 2`, where `y > 1`.
+        reduction: `none`, `mean` or `sum`.
+
+    >>> import torch
+    >>> PoissonNLL()(torch.tensor([0.0]), torch.tensor([3]))
+    tensor(1.)
+    """
 
     def __init__(self, full: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)

@@ -112,6 +112,14 @@ def test_ctrl_c_ends_with_130_and_says_so(tmp_path: Path) -> None:
     assert json.loads(only(tmp_path, "runs/*/*/result.json").read_text())["status"] == "interrupted"
 
 
+def test_two_processes_join_each_run_of_a_sweep(tmp_path: Path) -> None:
+    done = run("-m", "trainer=ddp_cpu", "seed=0,1", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 runs, best first") == 1
+    assert [path.name for path in tmp_path.glob("runs/*/*")] == [only(tmp_path, "runs/*/*-sweep").name]
+    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 2
+
+
 def test_two_processes_share_one_run(tmp_path: Path) -> None:
     done = run("trainer=ddp_cpu", "trainer.max_epochs=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
