@@ -323,7 +323,7 @@ class Registry:
                 )
         if block.name in blocks:
             for alias in blocks[block.name].aliases:
-                del aliases[alias]
+                aliases.pop(alias, None)
         blocks[block.name] = block
         aliases.update(dict.fromkeys(block.aliases, block.name))
 

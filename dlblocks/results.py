@@ -77,7 +77,7 @@ class Result:
             if name.startswith(("test/", "val/")):
                 table.add_row(name.replace("/", " "), f"{value:.4f}")
         table.add_row("parameters", f"{self.parameters:,}")
-        table.add_row("best of epochs", f"{self.tested_epoch} of 0 - {self.epochs - 1}")
+        table.add_row("tested epoch", f"{self.tested_epoch} of 0 to {self.epochs - 1}")
         table.add_row("steps", f"{self.steps:,}")
         table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
         table.add_row("run folder", self.folder)

@@ -102,6 +102,13 @@ def test_records_are_frozen() -> None:
         block.tags["elementwise"] = False  # type: ignore[index]
 
 
+@pytest.mark.parametrize("kind", CATALOGUES)
+def test_records_are_hashable(kind: str) -> None:
+    blocks = [REGISTRY.get(kind, block_name) for block_name in names(kind)]
+    assert len({*blocks, *map(dataclasses.replace, blocks)}) == len(blocks)
+    assert len({param for block in blocks for param in block.params}) > 0
+
+
 def test_register_reads_the_signature(name: str) -> None:
     import torch
 
@@ -145,6 +152,21 @@ def test_names_without_one_given_are_snake_case() -> None:
 def test_a_parameter_without_default_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="parameter 'size' has no default"):
         register("activation", name)(lambda size: size)
+
+
+def test_the_same_definition_run_again_replaces_itself(name: str) -> None:
+    def define(slope: float, aliases: tuple[str, ...]) -> None:
+        @register("activation", name, aliases=aliases)
+        class Own:
+            def __init__(self, slope: float = slope) -> None:
+                self.slope = slope
+
+    define(1.0, (f"{name}_a", f"{name}_b"))
+    define(2.0, (f"{name}_b", f"{name}_c"))
+    assert REGISTRY.get("activation", name).defaults() == {"slope": 2.0}
+    assert build("activation", f"{name}_c").slope == 2.0
+    assert REGISTRY.has("activation", f"{name}_b")
+    assert not REGISTRY.has("activation", f"{name}_a")
 
 
 def test_duplicates_name_both_owners(name: str) -> None:
@@ -221,6 +243,31 @@ def test_entry_points_add_blocks_without_torch(tmp_path: Path) -> None:
         tmp_path,
     )
     assert done.stdout.strip() == "ReLU()", done.stderr
+
+
+def test_an_entry_point_without_owner_does_not_pass_for_dlblocks(tmp_path: Path) -> None:
+    module = PLUGIN.replace("from_plugin", "elu").replace(', owner="plugin"', "")
+    distribution(tmp_path, "thief", "thief:BLOCKS", module)
+    code = "import dlblocks; dlblocks.names('activation'); print(dlblocks.activation('elu'))"
+    done = python(code, tmp_path)
+    assert done.stdout.strip() == "ELU(alpha=1.0)"
+    assert "claimed twice: by dlblocks and by thief:BLOCKS" in done.stderr
+
+
+def test_all_names_are_listed_without_torch(tmp_path: Path) -> None:
+    done = python(
+        """
+        import sys
+        from dlblocks.registry import CATALOGUES, REGISTRY, names
+        for kind in CATALOGUES:
+            for name in names(kind):
+                REGISTRY.get(kind, name).describe()
+        heavy = {"torch", "lightning", "numpy", "hydra", "omegaconf"} & set(sys.modules)
+        print("heavy:", *heavy)
+        """,
+        tmp_path,
+    )
+    assert done.stdout.strip() == "heavy:", done.stderr
 
 
 def test_a_broken_entry_point_is_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "sgd",
         "torch.optim:SGD",
-        _lr(0.1, origin=1e-3),
+        _lr(0.01, origin=1e-3),
         Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
         Param("dampening", 0.0, "float", "share of g that does not enter the momentum", "[0, 1]"),
         _decay(),
@@ -79,7 +79,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="b_1 = g, b_t = momentum * b_(t-1) + (1 - dampening) * g; theta -= lr * b_t;"
         " nesterov: theta -= lr * (g + momentum * b_t)",
         source="Robbins & Monro 1951; momentum: Polyak 1964; nesterov: Sutskever et al. 2013 (ICML)",
-        note="lr 0.1 here, 0.001 in torch, 0.01 in Keras; the momentum holds gradients, Keras's holds"
+        note="lr 0.01 as in Keras, 0.001 in torch; the momentum holds gradients, Keras's holds"
         " lr * g, so the two part where a scheduler changes lr",
     ),
     _entry(

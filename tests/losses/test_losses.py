@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from math import pi
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dlblocks
 from dlblocks.errors import UserError
-from dlblocks.registry import REGISTRY, names
+from dlblocks.losses.base import Loss
+from dlblocks.registry import REGISTRY, SAME, names
 
 Array = np.ndarray
 NAMES = names("loss")
@@ -129,7 +133,9 @@ def test_tags_are_legal(name: str) -> None:
     tags = REGISTRY.get("loss", name).tags
     assert set(tags["tasks"]) <= {"regression", "binary", "binary_softmax", "multiclass", "multilabel"}
     assert tags["expects"] in {"values", "logits", "log_probabilities", "probabilities", "log_rate"}
+    assert tags["tasks"]
     assert tags["target"] in {"values", "indices", "indicators", "distribution"}
+    assert set(tags) <= {"tasks", "expects", "target", "target_range"}
     assert REGISTRY.get("loss", name).formula
     assert REGISTRY.get("loss", name).shape
 
@@ -156,16 +162,118 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
         assert loss(x.float(), y.float() if y.is_floating_point() else y).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["bce", "cross_entropy", "hinge"])
-@pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_extreme_logits_stay_finite(name: str, scale: float) -> None:
-    x, y = example(name)
-    x = (torch.ones_like(x) * scale).requires_grad_()
-    loss = dlblocks.loss(name)(x, y)
+@pytest.mark.parametrize("name", [n for n in NAMES if REGISTRY.get("loss", n).tags["expects"] != "log_rate"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_extreme_inputs_stay_finite(name: str, dtype: torch.dtype) -> None:
+    _, y = example(name)
+    x = torch.tensor([1e4, -1e4, 1e4, 0.0]).repeat(N, 1).to(dtype).requires_grad_()
+    fed = x.log_softmax(-1) if REGISTRY.get("loss", name).tags["expects"] == "log_probabilities" else x
+    loss = dlblocks.loss(name)(fed, y)
     loss.backward()
     assert loss.isfinite()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_the_fused_losses_keep_what_half_precision_loses() -> None:
+    # exp(12) is no float16, and 1 + exp(-12) no bfloat16 other than 1.
+    x, y = torch.tensor([12.0, -12.0]), torch.tensor([1.0, 0.0])
+    expected = np.log1p(np.exp(-12.0))
+    for dtype in (torch.float16, torch.bfloat16):
+        # 1e-6: float32's rounding at 12. In half precision the small loss would be 0.
+        assert dlblocks.loss("bce")(x.to(dtype), y).item() == pytest.approx(expected, abs=1e-6)
+        assert dlblocks.loss("poisson_nll")(x[:1].to(dtype), y[:1]).item() == pytest.approx(np.exp(12) - 12)
+
+
+def test_a_formula_of_ones_own_is_spared_autocast() -> None:
+    class Mahalanobis(Loss):
+        def values(self, input: Tensor, target: Tensor) -> Tensor:
+            e = input - target
+            return self.reduced((e @ e.T).diagonal())
+
+    x = torch.full((1, 2), 1 + 2**-10)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = Mahalanobis()(x, torch.zeros_like(x))
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(2 * (1 + 2**-10) ** 2, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool, torch.float64, torch.float16])
+def test_a_target_may_have_any_type_that_holds_it(name: str, dtype: torch.dtype) -> None:
+    x = example(name)[0].float().requires_grad_()
+    indices = REGISTRY.get("loss", name).tags["target"] == "indices"
+    y = torch.arange(N) % 2 if indices else F.one_hot(torch.arange(N) % C, C)
+    loss = dlblocks.loss(name)
+    if indices and dtype.is_floating_point:
+        with pytest.raises(ValueError, match="whole numbers"):
+            loss(x, y.to(dtype))
+        return
+    got = loss(x, y.to(dtype))
+    got.backward()
+    assert got.dtype == torch.float32
+    assert torch.equal(got, loss(x, y if indices else y.float()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stacked_runs_have_a_batching_rule(name: str) -> None:
+    x, y = example(name)
+    loss = dlblocks.loss(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.vmap(torch.func.grad(loss), (0, None))(torch.stack([x, 2 * x]), y)
+    for stacked, scale in zip(got, (1, 2), strict=True):
+        assert torch.allclose(stacked, torch.func.grad(loss)(scale * x, y))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_are_known_without_data(name: str) -> None:
+    x, y = (tensor.to("meta") for tensor in example(name))
+    assert dlblocks.loss(name)(x, y).shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_parameters_are_the_signatures(name: str) -> None:
+    block = REGISTRY.get("loss", name)
+    signature = inspect.signature(block.load()).parameters
+    assert [param.name for param in block.params] == list(signature)
+    assert {param.name: param.default for param in block.params} == {
+        key: parameter.default for key, parameter in signature.items()
+    }
+    (reduction,) = [param for param in block.params if param.name == "reduction"]
+    loss = block.load()()
+    assert isinstance(loss, Loss)
+    assert loss.reductions == reduction.choices
+
+
+TORCH = {
+    "mse": nn.MSELoss,
+    "mae": nn.L1Loss,
+    "huber": nn.HuberLoss,
+    "smooth_l1": nn.SmoothL1Loss,
+    "poisson_nll": nn.PoissonNLLLoss,
+    "bce": nn.BCEWithLogitsLoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+    "nll": nn.NLLLoss,
+    "kl_div": nn.KLDivLoss,
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_origin_is_torchs_default_where_ours_differs(name: str) -> None:
+    theirs = inspect.signature(TORCH[name]).parameters
+    for param in REGISTRY.get("loss", name).params:
+        if param.name in theirs:
+            differs = theirs[param.name].default != param.default
+            assert (param.origin is not SAME) == differs, param.name
+            if differs:
+                assert param.origin == theirs[param.name].default
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_reduction_is_refused_by_the_class_too(name: str) -> None:
+    with pytest.raises(ValueError, match="reduction='avg': must be one of none, "):
+        REGISTRY.get("loss", name).load()(reduction="avg")
 
 
 def test_cross_entropy_takes_indices_one_hot_and_soft_targets() -> None:
@@ -175,6 +283,8 @@ def test_cross_entropy_takes_indices_one_hot_and_soft_targets() -> None:
         loss = dlblocks.loss("cross_entropy", **params)
         assert torch.allclose(loss(x, y), loss(x, one_hot))
         assert torch.allclose(loss(x, y), loss(x, one_hot.double()))
+    with pytest.raises(ValueError, match="ignore_index=1 needs a target of indices"):
+        dlblocks.loss("cross_entropy", ignore_index=1)(x, one_hot)
     soft = torch.full((N, C), 1 / C, dtype=torch.float64)
     assert torch.allclose(dlblocks.loss("cross_entropy")(x, soft), -x.log_softmax(-1).mean(-1).mean())
 
@@ -192,13 +302,60 @@ def test_class_weights_are_the_weighted_mean(name: str) -> None:
         dlblocks.loss(name, weight=[1, 2])(x, y)
 
 
-def test_ignored_targets_do_not_count() -> None:
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_weights_and_smoothing_together_are_torchs(reduction: str, smoothing: float) -> None:
     x, y = example("cross_entropy")
+    weight = [0.1, 1.0, 2.0, 0.7]
+    ours = dlblocks.loss("cross_entropy", weight=weight, label_smoothing=smoothing, reduction=reduction)
+    theirs = nn.CrossEntropyLoss(torch.tensor(weight), label_smoothing=smoothing, reduction=reduction)
+    for target in (y, x.flip(0).softmax(-1)):
+        expected = theirs.double()(x, target)
+        assert torch.equal(ours(x, target), expected)
+    # One-hot and soft targets are divided by N, not by the sum of weights: torch's convention, and noted.
+    if reduction == "mean":
+        total = dlblocks.loss("cross_entropy", weight=weight, reduction="sum")(x, y)
+        assert torch.allclose(dlblocks.loss("cross_entropy", weight=weight)(x, F.one_hot(y, C)), total / N)
+
+
+def test_weights_move_with_the_module_and_stay_out_of_checkpoints() -> None:
+    for name, params in (
+        ("cross_entropy", {"weight": [1, 2]}),
+        ("nll", {"weight": [1, 2]}),
+        ("bce", {"pos_weight": [1, 2]}),
+    ):
+        loss = dlblocks.loss(name, **params)
+        assert [buffer.dtype for buffer in loss.double().buffers()] == [torch.float64]
+        assert [buffer.device.type for buffer in loss.to("meta").buffers()] == ["meta"]
+        assert not loss.state_dict()
+
+
+def test_pos_weight_is_one_number_for_each_output() -> None:
+    x, y = example("bce")
+    single = dlblocks.loss("bce", pos_weight=[3])
+    assert torch.allclose(single(x[:, 0], y[:, 0]), single(x[:, :1], y[:, :1]))
+    with pytest.raises(UserError, match=r"loss\.pos_weight: has 1 numbers for 4 classes"):
+        single(x, y)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll"])
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_ignored_targets_do_not_count(name: str, ignored: int) -> None:
+    x, y = example(name)
+    y = torch.where(y == ignored, 0, y)
     some = y.clone()
-    some[2:] = -100
-    assert torch.allclose(
-        dlblocks.loss("cross_entropy")(x, some), dlblocks.loss("cross_entropy")(x[:2], y[:2])
-    )
+    some[2:] = ignored
+    loss = dlblocks.loss(name, ignore_index=ignored)
+    assert torch.allclose(loss(x, some), loss(x[:2], y[:2]))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll"])
+def test_a_class_for_each_pixel(name: str) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(2, C, 3, 5, generator=draw, dtype=torch.float64).log_softmax(1)
+    y = torch.randint(C, (2, 3, 5), generator=draw)
+    loss = dlblocks.loss(name)
+    assert torch.allclose(loss(x, y), loss(x.movedim(1, -1).reshape(-1, C), y.flatten()))
 
 
 def test_hinge_takes_zero_for_minus_one() -> None:
@@ -218,11 +375,41 @@ def test_binary_and_categorical_cross_entropy_agree_on_two_classes(smoothing: fl
     assert torch.allclose(binary, categorical)
 
 
-def test_parameters_out_of_range_are_refused() -> None:
-    for name, params in (
+@given(delta=st.floats(0.01, 100), seed=st.integers(0, 2**31))
+def test_huber_is_smooth_l1_times_delta(delta: float, seed: int) -> None:
+    x, y = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * delta
+    huber, smooth = dlblocks.loss("huber", delta=delta), dlblocks.loss("smooth_l1", beta=delta)
+    assert torch.allclose(huber(x, y), delta * smooth(x, y))
+
+
+@given(seed=st.integers(0, 2**31), classes=st.integers(1, 6))
+def test_divergence_is_cross_entropy_less_entropy_and_never_negative(seed: int, classes: int) -> None:
+    x, y = torch.randn(2, 5, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    p = y.softmax(-1)
+    divergence = dlblocks.loss("kl_div")(x.log_softmax(-1), p)
+    entropy = -(p * p.log()).sum(-1).mean()
+    assert torch.allclose(divergence, dlblocks.loss("cross_entropy")(x, p) - entropy)
+    assert divergence > -1e-12
+
+
+def test_divergence_from_a_one_hot_target_is_the_negative_log_likelihood() -> None:
+    x, y = example("nll")
+    assert torch.allclose(dlblocks.loss("kl_div")(x, F.one_hot(y, C)), dlblocks.loss("nll")(x, y))
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
         ("huber", {"delta": 0}),
+        ("smooth_l1", {"beta": -1}),
+        ("hinge", {"margin": 0}),
         ("bce", {"label_smoothing": 1.5}),
+        ("bce", {"pos_weight": [-1]}),
+        ("cross_entropy", {"weight": 2}),
         ("mse", {"reduction": "avg"}),
-    ):
-        with pytest.raises(UserError):
-            dlblocks.loss(name, **params)
+        ("mse", {"reduction": "batchmean"}),
+    ],
+)
+def test_parameters_out_of_range_are_refused(name: str, params: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"loss.{next(iter(params))}="):
+        dlblocks.loss(name, **params)
