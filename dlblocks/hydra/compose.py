@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dlblocks.hydra import register
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
@@ -26,6 +23,7 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
 
     from dlblocks.errors import UserError
     from dlblocks.hydra.explain import explain
+    from dlblocks.hydra.plain import plain
 
     register()
     try:
@@ -34,12 +32,3 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
         return plain(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, "pkg://dlblocks.conf", config_name)) from error
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed config as plain values, all interpolations resolved."""
-    from omegaconf import OmegaConf
-
-    recipe = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(recipe, dict)
-    return {str(key): value for key, value in recipe.items()}

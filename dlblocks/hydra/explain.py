@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.hydra import GROUPS
-from dlblocks.hydra.compose import plain
+from dlblocks.hydra.plain import plain
 from dlblocks.registry import REGISTRY
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
-from dlblocks.hydra.compose import plain
+from dlblocks.hydra.plain import plain
 from dlblocks.recipe import check
 from dlblocks.results import Result
 from dlblocks.sweeps.record import SweepRecord
