@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from dlblocks.initializers.apply import initialize
     from dlblocks.module import LitModule
     from dlblocks.optimizers.build import optimizer
-    from dlblocks.registry import Block, Param, describe, names, register
+    from dlblocks.records import Block, Param
+    from dlblocks.registry import describe, names, register
     from dlblocks.results import Result
     from dlblocks.schedulers.build import scheduler
     from dlblocks.training import train
 
 # Public name -> the module that holds it.
 _HOMES = {
-    "Block": "dlblocks.registry",
+    "Block": "dlblocks.records",
     "LitModule": "dlblocks.module",
-    "Param": "dlblocks.registry",
+    "Param": "dlblocks.records",
     "Result": "dlblocks.results",
     "UserError": "dlblocks.errors",
     "activation": "dlblocks.factory",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
-from dlblocks.registry import REGISTRY, Block, Param, parse
+from dlblocks.records import Block, Param
+from dlblocks.registry import REGISTRY, parse
 from dlblocks.tasks import HEADS, TASKS
 
 REGIMES = ("gd", "sgd", "minibatch")

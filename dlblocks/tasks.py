@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError, unknown
-from dlblocks.registry import REGISTRY, Block
+from dlblocks.records import Block
+from dlblocks.registry import REGISTRY
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

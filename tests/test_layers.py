@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 # Each may import those above it, and its own.
 LAYERS = [
     ("errors",),
+    ("records",),
     ("registry",),
     ("seeds", "activations", "losses"),
     ("factory",),

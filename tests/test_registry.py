@@ -14,7 +14,8 @@ import pytest
 
 import dlblocks
 from dlblocks.errors import DuplicateBlockError, MissingPackageError, UnknownNameError, UserError, nearest
-from dlblocks.registry import CATALOGUES, REGISTRY, Block, Param, Registry, build, names, register
+from dlblocks.records import Block, Param
+from dlblocks.registry import CATALOGUES, REGISTRY, Registry, build, names, register
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_nearest_is_best_first() -> None:
 
 PLUGIN = """
 import dlblocks
-from dlblocks.registry import Block
+from dlblocks.records import Block
 BLOCKS = [Block(kind="activation", name="from_plugin", target="torch.nn:ReLU", owner="plugin")]
 """
 

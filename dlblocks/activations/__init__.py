@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 _DIM = Param("dim", -1, "int", "the dimension it works along; -1 is the features")
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from dlblocks.registry import REGISTRY, Block, Spec, parse
+from dlblocks.records import Block
+from dlblocks.registry import REGISTRY, Spec, parse
 
 
 def width_ratio(activation: Spec) -> Fraction:

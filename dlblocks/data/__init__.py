@@ -3,7 +3,7 @@ are part of scikit-learn or made from its digits, so nothing is downloaded."""
 
 from __future__ import annotations
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 BLOCKS: tuple[Block, ...] = (
     Block(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 _KERAS = "truncated normal with corrected variance, as in Keras and JAX"
 _NONLINEARITIES = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 _SAME = "(N, *) and (N, *)"
 _CLASSES = "(N, C) and (N,)"

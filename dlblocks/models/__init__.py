@@ -3,7 +3,7 @@ outputs, and blocks; it gives logits or values `(N, outputs)`."""
 
 from __future__ import annotations
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 _DROPOUT = Param("dropout", 0.0, "float", "probability that a hidden feature is zeroed in training", "[0, 1)")
 

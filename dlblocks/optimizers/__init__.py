@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dlblocks.registry import SAME, Block, Param
+from dlblocks.records import SAME, Block, Param
 
 # These two are dlblocks' own: `build.py` acts on them, torch never sees the first.
 DECAY_NORM_AND_BIAS = Param(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlblocks.registry import Block, Param
+from dlblocks.records import Block, Param
 
 _GAMMA = Param("gamma", 0.1, "float", "factor on lr at each fall", "(0, inf)")
 _WARMUP = (

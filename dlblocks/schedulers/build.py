@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from dlblocks.errors import UserError
-from dlblocks.registry import Block, Spec, parse
+from dlblocks.records import Block
+from dlblocks.registry import Spec, parse
 
 # The steps of the run, or what counts them when a scheduler needs to know.
 Total: TypeAlias = "float | Callable[[], float | None] | None"

@@ -15,7 +15,8 @@ from torch import nn
 
 import dlblocks
 from dlblocks.activations.width import widened, width_ratio
-from dlblocks.registry import REGISTRY, SAME, names
+from dlblocks.records import SAME
+from dlblocks.registry import REGISTRY, names
 
 Array = np.ndarray
 

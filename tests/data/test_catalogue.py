@@ -13,7 +13,8 @@ from sklearn import datasets
 
 from dlblocks.data import BLOCKS
 from dlblocks.data.table import Table, check
-from dlblocks.registry import Block, build
+from dlblocks.records import Block
+from dlblocks.registry import build
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)

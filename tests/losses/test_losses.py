@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import dlblocks
 from dlblocks.errors import UserError
 from dlblocks.losses.base import Loss
-from dlblocks.registry import REGISTRY, SAME, names
+from dlblocks.records import SAME
+from dlblocks.registry import REGISTRY, names
 
 Array = np.ndarray
 NAMES = names("loss")

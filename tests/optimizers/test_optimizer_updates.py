@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dlblocks.errors import UserError
 from dlblocks.optimizers import BLOCKS, DECAY_NORM_AND_BIAS, IMPLEMENTATION
 from dlblocks.optimizers.build import optimizer
-from dlblocks.registry import SAME, Block
+from dlblocks.records import SAME, Block
 
 Array = NDArray[np.float64]
 Gradient = Callable[[Array], Array]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from dlblocks.registry import SAME
+from dlblocks.records import SAME
 from dlblocks.schedulers import BLOCKS
 from dlblocks.schedulers.build import scheduler
 from dlblocks.schedulers.curves import warmup_steps
