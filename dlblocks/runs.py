@@ -21,7 +21,7 @@ def new_folder(root: str | Path, name: str) -> str:
     for attempt in itertools.count(1):
         folder = day / (f"{now:%H-%M-%S}-{name}" + (f"-{attempt}" if attempt > 1 else ""))
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
             continue
         return str(folder)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
@@ -74,6 +75,7 @@ def _train(recipe: Recipe, result: Result) -> None:
         data = build_data(recipe)
     with _timed(result, "build"):
         module = build_module(recipe, data)
+        _check_batch_norm(module, data)
         result.task = module.task.name
         result.parameters = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
         metric, mode = module.task.main_metric
@@ -90,7 +92,7 @@ def _train(recipe: Recipe, result: Result) -> None:
 
     with _timed(result, "fit"), _quiet():
         try:
-            trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"]))
+            trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"], module))
         except MisconfigurationException as error:
             # What Lightning finds only when it starts: a strategy that this device can't do, and the like.
             raise UserError(f"trainer: {error}") from error
@@ -144,11 +146,26 @@ def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> di
     return {**trainer, "log_every_n_steps": max(1, min(every, len(data.train_dataloader())))}
 
 
-def _checkpoint(path: str | None) -> str | None:
+def _check_batch_norm(module: LitModule, data: TableDataModule) -> None:
+    """Batch normalisation of vectors has no deviation to divide by in a batch of one.
+
+    Raises:
+        UserError: some training batch has one instance.
+    """
+    size, rest = data.train_batch_size, 0 if data.drop_last else data.n_train % data.train_batch_size
+    if 1 in (size, rest) and any(isinstance(layer, nn.BatchNorm1d) for layer in module.net.modules()):
+        which = "each batch has" if size == 1 else "the last batch of an epoch has"
+        raise UserError(
+            f"data.batch_size={size}: {which} one instance, which batch normalisation can't normalise. Use"
+            f" {'a larger batch' if size == 1 else 'data.drop_last=true'}, or model.norm=layer."
+        )
+
+
+def _checkpoint(path: str | None, module: LitModule) -> str | None:
     """The path, after a look into the file.
 
     Raises:
-        UserError: the file does not exist, or is not a whole checkpoint.
+        UserError: the file does not exist, is not a whole checkpoint, or is of another module.
     """
     if path is None:
         return None
@@ -162,6 +179,22 @@ def _checkpoint(path: str | None) -> str | None:
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"ckpt_path={path}: not a Lightning checkpoint, since it has no state_dict.")
+    theirs = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"ckpt_path={path}: is of another net; {name} is {theirs.get(name, 'missing')} there and"
+                f" {ours.get(name, 'missing')} here."
+            )
+    for kind in ("optimizer", "scheduler"):
+        there, here = (
+            h.get(kind, {}).get("name") for h in (content.get("hyper_parameters", {}), module.hparams)
+        )
+        if there != here:
+            raise UserError(
+                f"ckpt_path={path}: was trained with {kind}={there}, which can't go on as {here}."
+            )
     return path
 
 

@@ -153,6 +153,48 @@ def test_mistakes_end_in_one_message(tmp_path: Path, overrides: list[str], messa
     assert str(caught.value) in saved["error"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.width=64"], r"is of another net; net\.1\.bias is \(128,\) there and \(64,\) here"),
+        (["model.depth=3"], r"net\.5\.bias is \(10,\) there and \(128,\) here"),
+        (["optimizer=sgd"], "was trained with optimizer=adamw, which can't go on as sgd"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    run(tmp_path / "a", "trainer.max_epochs=1")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "b", f"ckpt_path={last}", *overrides)
+
+
+def test_batches_of_one_are_refused_where_they_cannot_be_normalised(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the last batch of an epoch has one instance"):
+        run(tmp_path / "a", "model.norm=batch", "data.batch_size=359")
+    with pytest.raises(UserError, match="each batch has one instance"):
+        run(tmp_path / "b", "model.norm=batch", "regime=sgd")
+    run(
+        tmp_path / "c",
+        "model.norm=batch",
+        "data.batch_size=359",
+        "data.drop_last=true",
+        "trainer.max_epochs=1",
+    )
+
+
+def test_no_logger_leaves_no_log(tmp_path: Path) -> None:
+    run(tmp_path, "logger=none", "trainer.max_epochs=1")
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "result.json", "curves.png", "checkpoints"}
+
+
+def test_full_batches_with_lbfgs(tmp_path: Path) -> None:
+    result = run(tmp_path, "regime=gd", "optimizer=lbfgs", "trainer.max_epochs=8")
+    assert result.steps == 8
+    assert result.metrics["test/accuracy"] > 0.9
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "a", "trainer.max_epochs=1")
     whole = (tmp_path / "a" / "checkpoints" / "last.ckpt").read_bytes()
