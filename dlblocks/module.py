@@ -86,9 +86,7 @@ class LitModule(L.LightningModule):
             "model": _plain("model", model, "model"),
             "activation": _plain("activation", activation, "activation"),
             "init": _plain("initializer", init, "init"),
-            "bias_init": "auto"
-            if _name(bias_init) == "auto"
-            else _plain("initializer", bias_init, "bias_init"),
+            "bias_init": _plain("initializer", bias_init, "bias_init"),
             "loss": _plain("loss", loss, "loss"),
             "optimizer": _plain("optimizer", optimizer, "optimizer"),
             "scheduler": _plain("scheduler", scheduler, "scheduler"),
@@ -112,6 +110,8 @@ class LitModule(L.LightningModule):
         self.net = self._build_net(tuple(input_shape), seed)
         tasks.check_output(self.net, expects)
         self.loss = factory.loss(given["loss"])
+        if isinstance(given["loss"], dict):
+            self._try_loss()
         self.register_buffer("target_mean", _row(target_mean, 0.0), persistent=False)
         self.register_buffer("target_std", _row(target_std, 1.0), persistent=False)
         self._scaled = target_mean is not None or target_std is not None
@@ -135,6 +135,17 @@ class LitModule(L.LightningModule):
         if isinstance(recipe["model"], dict):
             initialize(net, recipe["init"], recipe["bias_init"], generator=generator(seed, "weights"))
         return net
+
+    def _try_loss(self) -> None:
+        """Once on two instances of zeros: class weights of a wrong number are told now, not in training."""
+        y = (
+            torch.zeros(2)
+            if self.task.name in ("binary", "multiclass")
+            else torch.zeros(2, self.task.outputs)
+        )
+        with torch.no_grad():
+            output = self.task.loss_input(torch.zeros(2, self.task.net_outputs), self._expects)
+            self.loss(output, self.task.loss_target(y, self._target))
 
     def forward(self, x: Tensor) -> Tensor:
         """The net's output: logits or (standardised) values, `(N, net_outputs)`."""
@@ -309,7 +320,7 @@ def _name(spec: Spec) -> str:
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:
     """The whole description of a named block as plain values; a ready object as it is."""
-    if not isinstance(spec, (str, Mapping)):
+    if not isinstance(spec, (str, Mapping)) or _name(spec) == "auto":
         return spec
     block, params = parse(kind, spec, where)
     params = {key: list(value) if isinstance(value, tuple) else value for key, value in params.items()}

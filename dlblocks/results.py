@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlblocks.errors import UserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -82,6 +84,11 @@ class Result:
         table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
         table.add_row("run folder", self.folder)
         return table
+
+
+def told(error: BaseException) -> str:
+    """An error in one text: a user's mistake in its own words, anything else with its kind."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def versions() -> dict[str, str]:

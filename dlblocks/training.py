@@ -21,7 +21,7 @@ from dlblocks.errors import UserError
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.recipe import Recipe, check
-from dlblocks.results import Result, draw_curves, versions, write_atomically
+from dlblocks.results import Result, draw_curves, told, versions, write_atomically
 from dlblocks.runs import new_folder
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
@@ -51,7 +51,7 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
             _train(checked, result)
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        result.error = f"{type(error).__name__}: {error}"
+        result.error = told(error)
         raise
     finally:
         if is_main_process():

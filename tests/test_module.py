@@ -164,6 +164,10 @@ def test_ready_objects_are_taken_as_they_are() -> None:
     [
         ({"loss": "mse"}, "loss=mse: does not fit the task multiclass"),
         ({"head": "sigmoid"}, "Heads that fit: softmax"),
+        (
+            {"loss": {"name": "cross_entropy", "weight": [1, 2, 3]}},
+            "loss.weight: has 3 numbers for 2 classes",
+        ),
         ({"activation": "eluu"}, "Did you mean 'elu'"),
         ({"bias_init": "he_normal"}, "bias_init"),
         ({"optimizer": {"name": "adamw", "lr": -1}}, "optimizer.lr=-1"),

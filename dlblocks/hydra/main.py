@@ -21,7 +21,7 @@ from dlblocks.errors import UserError
 from dlblocks.hydra import register
 from dlblocks.hydra.plain import plain
 from dlblocks.recipe import check
-from dlblocks.results import Result
+from dlblocks.results import Result, told
 from dlblocks.sweeps.record import SweepRecord
 
 PACKAGED_CONF = "pkg://dlblocks.conf"
@@ -90,10 +90,10 @@ class Jobs:
         except Exception as error:
             self.failed = True
             if not (Path(folder) / "result.json").exists():
-                Result(folder, status="failed", error=f"{type(error).__name__}: {error}").save()
+                Result(folder, status="failed", error=told(error)).save()
             _say(f"error: {_message(error, folder, bool(config.get('debug')))}")
             if self.sweep:
-                self.sweep.fail(f"{error}")
+                self.sweep.fail(told(error))
             return None
         from rich.console import Console
 
@@ -161,7 +161,7 @@ def _message(error: Exception, folder: str, debug: bool) -> str:
         return f"{error.filename or folder}: {error.strerror or error}"
     path = Path(folder) / "traceback.txt"
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"{type(error).__name__}: {error}. The traceback is in {path}; debug=true shows it."
+    return f"{told(error)}. The traceback is in {path}; debug=true shows it."
 
 
 @contextmanager
