@@ -146,8 +146,8 @@ REGISTRY = Registry()
 def names(kind: str, pattern: str = "*") -> list[str]:
     """The names of all blocks of a kind that match a shell pattern.
 
-    >>> names("activation", "*elu*")[:3]
-    ['celu', 'elu', 'gelu']
+    >>> names("activation", "?elu")
+    ['celu', 'gelu', 'relu', 'selu']
     """
     return REGISTRY.names(kind, pattern)
 
