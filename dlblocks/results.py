@@ -70,6 +70,7 @@ class Result:
 
     def table(self) -> Table:
         """The summary shown at the end of a run."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=f"{self.task}: {self.status}", show_header=False, title_justify="left")
@@ -82,7 +83,7 @@ class Result:
         table.add_row("tested epoch", f"{self.tested_epoch} of 0 to {self.epochs - 1}")
         table.add_row("steps", f"{self.steps:,}")
         table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
-        table.add_row("run folder", self.folder)
+        table.add_row("run folder", escape(self.folder))
         return table
 
 

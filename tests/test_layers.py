@@ -22,7 +22,7 @@ LAYERS = [
     ("models",),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
-    ("results", "trainer"),
+    ("results", "trainer", "catalog"),
     ("training",),
     ("sweeps",),
     ("hydra",),

@@ -84,10 +84,11 @@ class SweepRecord:
                     highlight=False,
                     soft_wrap=True,
                 )
-        console.print(f"sweep folder: {self.folder}", highlight=False, soft_wrap=True)
+        console.print(f"sweep folder: {self.folder}", markup=False, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """All runs, best first, with the main metric and that of the test."""
+        from rich.markup import escape
         from rich.table import Table
 
         main = self.main_metric[0]
@@ -99,7 +100,7 @@ class SweepRecord:
             values = [row.get(name, "") for name in shown]
             table.add_row(
                 str(row["run"]),
-                *(str(row[key]) for key in self._varied()),
+                *(escape(str(row[key])) for key in self._varied()),
                 row["status"],
                 *(f"{value:.4f}" if isinstance(value, float) else "" for value in values),
             )

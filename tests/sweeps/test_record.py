@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
+
+from rich.console import Console
 
 from dlblocks.results import Result
 from dlblocks.sweeps.record import SweepRecord
@@ -41,6 +44,15 @@ def test_the_file_is_whole_after_every_run(tmp_path: Path) -> None:
 def test_columns_are_what_was_varied(tmp_path: Path) -> None:
     columns = [column.header for column in filled(tmp_path, "max", [0.1, 0.2]).table().columns]
     assert columns == ["run", "seed", "status", "val m", "test m"]
+
+
+def test_lists_are_shown_whole(tmp_path: Path) -> None:
+    record = SweepRecord(tmp_path)
+    for number, widths in enumerate(("[64]", "[64,32]")):
+        record.start(number, [f"model.widths={widths}"], "")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(record.table())
+    assert "[64,32]" in console.export_text()
 
 
 def test_a_sweep_in_which_all_runs_failed_still_has_a_table(tmp_path: Path) -> None:
