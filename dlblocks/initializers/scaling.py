@@ -19,6 +19,40 @@ from dlblocks.initializers.plain import truncated_normal
 _TRUNCATED_STD = 0.87962566103423978
 
 
+def variance_scaling(
+    tensor: Tensor,
+    *,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    fans: Fans | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Variance `scale / n`: `n` is `fan_in`, `fan_out`, their mean (`fan_avg`) or the root of their product
+    (`fan_geo_avg`). The general form of LeCun's, Glorot's and He's.
+
+    Args:
+        tensor: to fill.
+        scale: of the variance.
+        mode: `fan_in`, `fan_out`, `fan_avg` or `fan_geo_avg`.
+        distribution: `truncated_normal` (cut at 2 standard deviations, variance corrected), `normal`, `uniform`.
+        fans: of the layer.
+        generator: of the random values.
+    """
+    fan_in, fan_out = _fans(tensor, fans)
+    size = {
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "fan_avg": (fan_in + fan_out) / 2,
+        "fan_geo_avg": sqrt(fan_in * fan_out),
+    }[mode]
+    if distribution == "truncated_normal":
+        return _truncated(tensor, scale / size, generator)
+    if distribution == "uniform":
+        return _uniform(tensor, scale / size, generator)
+    return init.normal_(tensor, 0.0, sqrt(scale / size), generator=generator)
+
+
 def lecun_normal(tensor: Tensor, *, fans: Fans | None = None, generator: Generator | None = None) -> Tensor:
     """Truncated normal of variance `1 / fan_in` (Klambauer et al. 2017, arXiv:1706.02515)."""
     return _truncated(tensor, 1 / _fans(tensor, fans).fan_in, generator)

@@ -60,6 +60,18 @@ DISTRIBUTIONS: dict[str, list[tuple[dict[str, object], Callable[[Fans], Any]]]] 
         ({}, lambda f: uniform(2 / (f.fan_in + f.fan_out))),
         ({"gain": 0.5}, lambda f: uniform(0.5 / (f.fan_in + f.fan_out))),
     ],
+    "variance_scaling": [
+        ({}, lambda f: truncated(1 / f.fan_in)),
+        (
+            {"scale": 3, "mode": "fan_out", "distribution": "normal"},
+            lambda f: stats.norm(0, sqrt(3 / f.fan_out)),
+        ),
+        (
+            {"scale": 2, "mode": "fan_avg", "distribution": "uniform"},
+            lambda f: uniform(2 / ((f.fan_in + f.fan_out) / 2)),
+        ),
+        ({"mode": "fan_geo_avg"}, lambda f: truncated(1 / sqrt(f.fan_in * f.fan_out))),
+    ],
     "kaiming_normal": [
         ({}, lambda f: stats.norm(0, sqrt(2 / f.fan_in))),
         ({"a": 1.0, "mode": "fan_out"}, lambda f: stats.norm(0, sqrt(1 / f.fan_out))),
@@ -75,6 +87,8 @@ FIXED: dict[str, tuple[dict[str, object], float]] = {
     "ones": ({}, 1.0),
     "constant": ({"value": 0.3}, 0.3),
 }
+# Held in test_structured.py.
+STRUCTURED = {"identity", "delta_orthogonal", "sparse"}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -82,7 +96,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_every_initialiser_has_its_reference_here() -> None:
-    assert {*DISTRIBUTIONS, *FIXED, "orthogonal", "default"} == set(NAMES)
+    assert {*DISTRIBUTIONS, *FIXED, *STRUCTURED, "orthogonal", "default"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -150,7 +164,7 @@ def test_a_generator_decides_everything(name: str) -> None:
     first, second, other = (initialiser(torch.zeros(9, 7), generator=seeded(s)) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, second)
-    assert torch.equal(first, other) == (name in (*FIXED, "default"))
+    assert torch.equal(first, other) == (name in (*FIXED, "default", "identity"))
 
 
 @pytest.mark.parametrize("name", NAMES)
