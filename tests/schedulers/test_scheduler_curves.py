@@ -91,7 +91,51 @@ def reduce_on_plateau(
     return factor**falls
 
 
+def polynomial(t: int, power: float, min_lr_ratio: float) -> float:
+    return min_lr_ratio + (1 - min_lr_ratio) * max(1 - t / TOTAL, 0) ** power
+
+
+def inverse_time(t: int, decay_rate: float) -> float:
+    return 1 / (1 + decay_rate * t)
+
+
+def inverse_sqrt(t: int, warmup: float) -> float:
+    steps = max(int(warmup) if warmup >= 1 else round(warmup * TOTAL), 1)
+    return min((t + 1) / steps, math.sqrt(steps / (t + 1)))
+
+
+def cosine_restarts(t: int, cycles: int, min_lr_ratio: float) -> float:
+    length = TOTAL / cycles
+    within = t - length * math.floor(t / length + 1e-9)
+    return cosine(t, min_lr_ratio) if t >= TOTAL else cosine(within, min_lr_ratio, length)
+
+
+def warmup_stable_decay(t: int, warmup: float, decay: float, min_lr_ratio: float) -> float:
+    steps = int(warmup) if warmup >= 1 else round(warmup * TOTAL)
+    rising = (t + 1) / steps if t < steps else 1.0
+    last = TOTAL * decay
+    left = max(TOTAL - t, 0)
+    return rising * (min_lr_ratio + (1 - min_lr_ratio) * (left / last if left < last else 1.0))
+
+
+def flat_cosine(t: int, pct_start: float, min_lr_ratio: float) -> float:
+    flat = pct_start * TOTAL
+    return 1.0 if t < flat else cosine(t - flat, min_lr_ratio, TOTAL - flat)
+
+
+def rex(t: int, min_lr_ratio: float) -> float:
+    p = min(t / TOTAL, 1)
+    return min_lr_ratio + (1 - min_lr_ratio) * (1 - p) / (1 - p / 2)
+
+
 FORMULAS: dict[str, Factor] = {
+    "polynomial": polynomial,
+    "inverse_time": inverse_time,
+    "inverse_sqrt": inverse_sqrt,
+    "cosine_restarts": cosine_restarts,
+    "warmup_stable_decay": warmup_stable_decay,
+    "flat_cosine": flat_cosine,
+    "rex": rex,
     "constant": constant,
     "step": step,
     "multistep": multistep,
@@ -103,6 +147,17 @@ FORMULAS: dict[str, Factor] = {
     "reduce_on_plateau": reduce_on_plateau,
 }
 CASES: dict[str, list[dict[str, Any]]] = {
+    "polynomial": [{}, {"power": 2.0, "min_lr_ratio": 0.1}],
+    "inverse_time": [{}, {"decay_rate": 0.7}],
+    "inverse_sqrt": [{}, {"warmup": 7}, {"warmup": 0}],
+    "cosine_restarts": [{}, {"cycles": 1, "min_lr_ratio": 0.2}, {"cycles": 5}],
+    "warmup_stable_decay": [
+        {},
+        {"warmup": 0, "decay": 1.0, "min_lr_ratio": 0.1},
+        {"warmup": 6, "decay": 0.5},
+    ],
+    "flat_cosine": [{}, {"pct_start": 0.0}, {"pct_start": 0.5, "min_lr_ratio": 0.3}],
+    "rex": [{}, {"min_lr_ratio": 0.1}],
     "constant": [{}],
     "step": [{}, {"step_size": 7, "gamma": 0.5}],
     "multistep": [{}, {"milestones": [3, 4, 20], "gamma": 0.5}],

@@ -1,0 +1,115 @@
+"""More schedulers whose factor on the learning rate is a function of the step alone; see `curves`.
+
+T is the number of steps of the whole run, p = min(t / T, 1), r = `min_lr_ratio`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dlblocks.schedulers.curves import warmup_steps
+
+
+def polynomial(
+    optimizer: Optimizer, total_steps: int, power: float = 1.0, min_lr_ratio: float = 0.0
+) -> LambdaLR:
+    """f(t) = r + (1 - r) (1 - p)^power: a straight line for power 1."""
+    return LambdaLR(optimizer, partial(_polynomial, total=total_steps, power=power, floor=min_lr_ratio))
+
+
+def inverse_time(optimizer: Optimizer, decay_rate: float = 0.1) -> LambdaLR:
+    """f(t) = 1 / (1 + decay_rate t), t in epochs."""
+    return LambdaLR(optimizer, partial(_inverse_time, rate=decay_rate))
+
+
+def inverse_sqrt(optimizer: Optimizer, total_steps: int, warmup: float = 0.1) -> LambdaLR:
+    """f(t) = (t + 1) / W while t < W, then sqrt(W / (t + 1)); W = `warmup_steps(warmup, T)`, at least 1.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, with the peak at the optimizer's rate.
+
+    Raises:
+        UserError: `warmup` is neither below 1 nor whole.
+    """
+    return LambdaLR(optimizer, partial(_inverse_sqrt, warmup=max(warmup_steps(warmup, total_steps), 1)))
+
+
+def cosine_restarts(
+    optimizer: Optimizer, total_steps: int, cycles: int = 3, min_lr_ratio: float = 0.0
+) -> LambdaLR:
+    """f(t) = r + (1 - r) (1 + cos(pi q)) / 2, q the fractional part of `cycles` p; f(t) = r from T on.
+
+    Source: Loshchilov & Hutter 2016, arXiv:1608.03983, with cycles of one length that fill the run.
+    """
+    return LambdaLR(
+        optimizer, partial(_cosine_restarts, total=total_steps, cycles=cycles, floor=min_lr_ratio)
+    )
+
+
+def warmup_stable_decay(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.1, decay: float = 0.2, min_lr_ratio: float = 0.0
+) -> LambdaLR:
+    """f(t) = (t + 1) / W while t < W, then 1, and over the last share `decay` of the run a straight line to r.
+
+    Source: Hu et al. 2024, arXiv:2404.06395.
+
+    Raises:
+        UserError: `warmup` is neither below 1 nor whole.
+    """
+    steps = warmup_steps(warmup, total_steps)
+    return LambdaLR(
+        optimizer,
+        partial(_warmup_stable_decay, total=total_steps, warmup=steps, decay=decay, floor=min_lr_ratio),
+    )
+
+
+def flat_cosine(
+    optimizer: Optimizer, total_steps: int, pct_start: float = 0.75, min_lr_ratio: float = 0.0
+) -> LambdaLR:
+    """f(t) = 1 for the share `pct_start` of the run, then half a cosine to r at its end (fastai)."""
+    return LambdaLR(optimizer, partial(_flat_cosine, total=total_steps, start=pct_start, floor=min_lr_ratio))
+
+
+def rex(optimizer: Optimizer, total_steps: int, min_lr_ratio: float = 0.0) -> LambdaLR:
+    """f(t) = r + (1 - r) (1 - p) / (1 - p / 2): falls late (Chen et al. 2021, arXiv:2107.04197)."""
+    return LambdaLR(optimizer, partial(_rex, total=total_steps, floor=min_lr_ratio))
+
+
+def _polynomial(t: int, *, total: int, power: float, floor: float) -> float:
+    return floor + (1 - floor) * math.pow(1 - min(t / total, 1.0), power)
+
+
+def _inverse_time(t: int, *, rate: float) -> float:
+    return 1 / (1 + rate * t)
+
+
+def _inverse_sqrt(t: int, *, warmup: int) -> float:
+    return (t + 1) / warmup if t < warmup else math.sqrt(warmup / (t + 1))
+
+
+def _cosine_restarts(t: int, *, total: int, cycles: int, floor: float) -> float:
+    if t >= total:
+        return floor
+    # In whole numbers: the float product can fall short of a restart.
+    within = t * cycles % total / total
+    return floor + (1 - floor) * (1 + math.cos(math.pi * within)) / 2
+
+
+def _warmup_stable_decay(t: int, *, total: int, warmup: int, decay: float, floor: float) -> float:
+    t = min(t, total)
+    rising = min((t + 1) / warmup, 1.0) if warmup else 1.0
+    falling = min((total - t) / (decay * total), 1.0)
+    return rising * (floor + (1 - floor) * falling)
+
+
+def _flat_cosine(t: int, *, total: int, start: float, floor: float) -> float:
+    progress = max(min(t / total, 1.0) - start, 0.0) / (1 - start)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _rex(t: int, *, total: int, floor: float) -> float:
+    left = 1 - min(t / total, 1.0)
+    return floor + (1 - floor) * left / (0.5 + 0.5 * left)
