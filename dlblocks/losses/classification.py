@@ -185,8 +185,94 @@ class Hinge(Loss):
         self.margin = margin
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.reduced(self.violations(input, target))
+
+    def violations(self, input: Tensor, target: Tensor) -> Tensor:
+        """How far each score falls short of the margin."""
         sign = target.gt(0).to(input.dtype) * 2 - 1
-        return self.reduced((self.margin - sign * input).clamp_min(0))
+        return (self.margin - sign * input).clamp_min(0)
+
+
+class SquaredHinge(Hinge):
+    """`max(0, margin - y x)^2` with `y` -1 or 1 (Keras SquaredHinge). A target of 0 counts as -1.
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> SquaredHinge()(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.5000)
+    """
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.reduced(self.violations(input, target).square())
+
+
+class BinaryFocal(Loss):
+    """Binary cross-entropy whose easy instances count less: `-a_y (1 - p_y)^gamma log p_y`, with `p_y` the
+    probability of the target (Lin et al. 2017, arXiv:1708.02002).
+
+    Shape: `(N, *)` logits and `(N, *)` targets 0 or 1.
+
+    Args:
+        gamma: how much less; 0 is bce.
+        alpha: weight of target 1, that of target 0 is `1 - alpha`; None for no weights.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> BinaryFocal(gamma=0.0)(torch.tensor([0.0]), torch.tensor([1.0]))
+    tensor(0.6931)
+    """
+
+    def __init__(self, gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.gamma = gamma
+        self.alpha = alpha
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        log_p = F.logsigmoid(input) * target + F.logsigmoid(-input) * (1 - target)
+        loss = _focused(log_p, self.gamma)
+        if self.alpha is not None:
+            loss = loss * (self.alpha * target + (1 - self.alpha) * (1 - target))
+        return self.reduced(loss)
+
+
+class Focal(Loss):
+    """Categorical cross-entropy whose easy instances count less: `-(1 - p_y)^gamma log p_y`, `p = softmax(x)`
+    (Lin et al. 2017, arXiv:1708.02002).
+
+    Shape: `(N, C, *)` logits and indices `(N, *)`.
+
+    Args:
+        gamma: how much less; 0 is cross_entropy.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: shapes that don't belong together, or indices that are no whole-number type.
+
+    >>> Focal(gamma=0.0)(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6931)
+    """
+
+    def __init__(self, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.gamma = gamma
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        _check_classes(self, input, target, soft=False)
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        log_p = -F.nll_loss(input.log_softmax(1), target, reduction="none")
+        return self.reduced(_focused(log_p, self.gamma))
+
+
+def _focused(log_p: Tensor, gamma: float) -> Tensor:
+    # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
+    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
+    return -(rest**gamma) * log_p
 
 
 def _check_classes(loss: Loss, input: Tensor, target: Tensor, soft: bool) -> None:

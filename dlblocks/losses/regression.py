@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import log
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,3 +105,46 @@ class PoissonNLL(Loss):
 
     def values(self, input: Tensor, target: Tensor) -> Tensor:
         return F.poisson_nll_loss(input, target, log_input=True, full=self.full, reduction=self.reduction)
+
+
+class Quantile(Loss):
+    """`max(q e, (q - 1) e)` with `e = y - x`: least at the q-quantile of the targets (Koenker & Bassett 1978).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        q: the quantile, between 0 and 1; one half is half of mae.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> Quantile(0.9)(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.5000)
+    """
+
+    def __init__(self, q: float = 0.5, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.q = q
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        error = target - input
+        return self.reduced(torch.maximum(self.q * error, (self.q - 1) * error))
+
+
+class LogCosh(Loss):
+    """`log(cosh(x - y))`: squared for small errors, linear for large ones, smooth throughout.
+
+    Computed as `|e| + log(1 + exp(-2 |e|)) - log 2`, which does not overflow.
+    Shape: `(N, *)` and `(N, *)`. Source: Keras LogCosh.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> LogCosh()(torch.tensor([0.0, 1000.0]), torch.tensor([0.0, 0.0]))
+    tensor(499.6534)
+    """
+
+    def values(self, input: Tensor, target: Tensor) -> Tensor:
+        error = (input - target).abs()
+        return self.reduced(error + F.softplus(-2 * error) - log(2))

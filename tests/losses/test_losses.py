@@ -84,6 +84,30 @@ FORMULAS: dict[str, list[tuple[dict[str, object], Callable[[Array, Array], Array
         ({}, lambda x, y: np.maximum(0, 1 - (2 * y - 1) * x)),
         ({"margin": 2.0}, lambda x, y: np.maximum(0, 2 - (2 * y - 1) * x)),
     ],
+    "squared_hinge": [
+        ({}, lambda x, y: np.maximum(0, 1 - (2 * y - 1) * x) ** 2),
+        ({"margin": 2.0}, lambda x, y: np.maximum(0, 2 - (2 * y - 1) * x) ** 2),
+    ],
+    "quantile": [
+        ({}, lambda x, y: np.abs(x - y) / 2),
+        ({"q": 0.9}, lambda x, y: np.where(y > x, 0.9 * (y - x), 0.1 * (x - y))),
+    ],
+    "log_cosh": [({}, lambda x, y: np.log(np.cosh(x - y)))],
+    "binary_focal": [
+        ({}, lambda x, y: (1 - np.exp(-_bce(x, y))) ** 2 * _bce(x, y)),
+        ({"gamma": 0.0}, _bce),
+        (
+            {"gamma": 0.5, "alpha": 0.25},
+            lambda x, y: np.where(y > 0, 0.25, 0.75) * (1 - np.exp(-_bce(x, y))) ** 0.5 * _bce(x, y),
+        ),
+    ],
+    "focal": [
+        (
+            {},
+            lambda x, y: -((1 - np.exp(_picked(_log_softmax(x), y))) ** 2) * _picked(_log_softmax(x), y),
+        ),
+        ({"gamma": 0.0}, lambda x, y: -_picked(_log_softmax(x), y)),
+    ],
 }
 
 
