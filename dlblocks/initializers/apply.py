@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -11,9 +11,12 @@ from torch.nn.parameter import is_lazy
 from dlblocks.errors import UserError
 from dlblocks.factory import initializer
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
+from dlblocks.initializers.plain import default
 from dlblocks.registry import REGISTRY, Spec, parse
 
-KNOWN = "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU"
+KNOWN = (
+    "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU and their cells"
+)
 
 
 Parts = list[tuple[Tensor, "Fans | None"]]
@@ -25,6 +28,7 @@ class _Piece(NamedTuple):
     values: Tensor
     fans: Fans | None
     parameter: Tensor
+    layer: str
 
 
 def initialize(
@@ -50,33 +54,35 @@ def initialize(
         The model.
 
     Raises:
-        UserError: an initialiser that needs fans is given for biases, no weight is found, or a layer
-            is lazy and has no size yet.
+        UserError: an initialiser that needs fans is given for biases, no weight is found, a layer is
+            lazy and has no size yet, or its values are computed from others, as under weight norm.
     """
+    fill_weight = initializer(init, where="init")
     if _name(bias_init) == "auto":
-        bias_init = "default" if _name(init) == "default" else "zeros"
+        bias_init = "default" if _leaves(fill_weight) else "zeros"
     _check_bias(bias_init)
-    fill = {False: initializer(init, where="init"), True: initializer(bias_init, where="bias_init")}
+    fill_bias = initializer(bias_init, where="bias_init")
     found = False
     for piece in _pieces(model):
-        if is_lazy(piece.parameter):
-            raise UserError("init: the model has lazy layers without a size; run one batch through it first.")
         found = found or piece.fans is not None
-        fill[piece.fans is None](piece.values, fans=piece.fans, generator=generator)
-    if not found and _name(init) != "default":
+        fill = fill_bias if piece.fans is None else fill_weight
+        if not _leaves(fill):
+            _check_fillable(piece)
+            fill(piece.values, fans=piece.fans, generator=generator)
+    if not found and not _leaves(fill_weight):
         raise UserError(f"init={_name(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
     return model
 
 
 def _pieces(model: nn.Module) -> Iterator[_Piece]:
-    seen: set[int] = set()
-    for module in model.modules():
+    seen: dict[int, Tensor] = {}  # holds the tensors too, so that no id is used again
+    for name, module in model.named_modules():
         for parameter, parts in _parts(module):
             if id(parameter) in seen:
                 continue
-            seen.add(id(parameter))
+            seen[id(parameter)] = parameter
             for values, fans in parts:
-                yield _Piece(values, fans, parameter)
+                yield _Piece(values, fans, parameter, f"{name} ({type(module).__name__})".strip())
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[Tensor, Parts]]:
@@ -91,21 +97,49 @@ def _parts(module: nn.Module) -> Iterator[tuple[Tensor, Parts]]:
             if bias is not None:
                 yield bias, [(bias.data, None)]
     elif isinstance(module, nn.RNNBase):
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        for name, parameter in module.named_parameters():
-            if name.startswith("bias"):
-                yield parameter, [(parameter.data, None)]
-            else:
-                yield _stacked(parameter, 1 if name.startswith("weight_hr") else gates)
+        for weights in module.all_weights:
+            yield from _gates(module.hidden_size, *weights)
+    elif isinstance(module, nn.RNNCellBase):
+        yield from _gates(
+            module.hidden_size, module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh
+        )
     elif isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)):
         weight = module.weight
-        yield weight, [(weight.data, None if is_lazy(weight) else fans_of(weight, module))]
+        yield weight, [(weight.data, Fans(0, 0) if is_lazy(weight) else fans_of(weight, module))]
         if module.bias is not None:
             yield module.bias, [(module.bias.data, None)]
 
 
+def _gates(hidden_size: int, *parameters: Tensor | None) -> Iterator[tuple[Tensor, Parts]]:
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        if parameter.ndim == 1:
+            yield parameter, [(parameter.data, None)]
+        else:
+            # A projection has fewer rows than one gate.
+            yield _stacked(parameter, max(1, parameter.shape[0] // hidden_size))
+
+
 def _stacked(weight: Tensor, count: int) -> tuple[Tensor, Parts]:
     return weight, [(block, fans_of(block)) for block in weight.data.chunk(count)]
+
+
+def _leaves(fill: Callable[..., Any]) -> bool:
+    """Whether this is `default`, by its name or as a ready object."""
+    return getattr(fill, "func", fill) is default
+
+
+def _check_fillable(piece: _Piece) -> None:
+    if is_lazy(piece.parameter):
+        raise UserError("init: the model has lazy layers without a size; run one batch through it first.")
+    # Weight norm, pruning and other parametrisations compute the values anew at each use.
+    if not isinstance(piece.parameter, nn.Parameter):
+        raise UserError(
+            f"{'bias_init' if piece.fans is None else 'init'}: layer {piece.layer} computes its values from"
+            " other parameters (weight norm, spectral norm, pruning), so filling them would have no effect."
+            " Initialise the model before this is applied."
+        )
 
 
 def _check_bias(bias_init: Spec) -> None:

@@ -26,7 +26,8 @@ def fans_of(weight: Tensor, layer: nn.Module | None = None) -> Fans:
     A bare tensor is taken as `(outputs, inputs, *kernel)`, as torch does. A layer's weight is counted by
     what the layer does with it, where torch's rule is wrong: each output channel of a grouped convolution
     feeds from `inputs / groups` channels and each input channel feeds `outputs / groups`; the weight of a
-    transposed convolution is `(inputs, outputs / groups, *kernel)`, for which torch swaps the two.
+    transposed convolution is `(inputs, outputs / groups, *kernel)`, for which torch swaps the two; that of a
+    bilinear layer is `(outputs, inputs1, inputs2)`: each output sums over all products of two inputs.
 
     Raises:
         UserError: a tensor of fewer than two dimensions has no fans.
@@ -39,5 +40,7 @@ def fans_of(weight: Tensor, layer: nn.Module | None = None) -> Fans:
     first, second, kernel = weight.shape[0], weight.shape[1], prod(weight.shape[2:])
     if isinstance(layer, TRANSPOSED):
         return Fans(first // layer.groups * kernel, second * kernel)
+    if isinstance(layer, nn.Bilinear):
+        return Fans(second * kernel, first)
     groups = layer.groups if isinstance(layer, CONVOLUTIONS) else 1
     return Fans(second * kernel, first // groups * kernel)

@@ -143,7 +143,8 @@ def orthogonal(
 
 
 def _fans(tensor: Tensor, fans: Fans | None) -> Fans:
-    return fans_of(tensor) if fans is None else fans
+    # An empty tensor has no values to draw, so its fans must only not divide by zero.
+    return Fans(*(max(1, fan) for fan in (fans_of(tensor) if fans is None else fans)))
 
 
 def _truncated(tensor: Tensor, variance: float, generator: Generator | None) -> Tensor:

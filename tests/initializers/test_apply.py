@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import dlblocks
 from dlblocks.errors import UserError
@@ -52,6 +55,43 @@ def test_default_leaves_everything() -> None:
     assert dlblocks.initialize(nn.ReLU(), "default")
 
 
+def test_default_as_a_ready_object_leaves_everything_too() -> None:
+    model = nn.Linear(3, 4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    dlblocks.initialize(model, dlblocks.initializer("default"))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert dlblocks.initialize(nn.ReLU(), dlblocks.initializer("default"))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_default_leaves_layers_that_cannot_be_filled() -> None:
+    dlblocks.initialize(nn.LazyLinear(3), "default")
+    normed = weight_norm(nn.Linear(3, 4))
+    before = normed.weight.detach().clone()
+    dlblocks.initialize(normed, "default", "ones")
+    assert torch.equal(normed.weight, before)
+    assert (normed.bias == 1).all()
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    prune.identity(layer, "weight")
+    return layer
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda: weight_norm(nn.Linear(3, 4)),
+        lambda: spectral_norm(nn.Conv2d(3, 4, 3)),
+        lambda: pruned(nn.Linear(3, 4)),
+        lambda: weight_norm(nn.LSTM(4, 4), "weight_hh_l0"),
+    ],
+)
+def test_values_that_are_computed_from_others_are_refused(computed: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"init: layer 0 \(.*\) computes its values from other parameters"):
+        dlblocks.initialize(nn.Sequential(computed()), "he_normal")
+
+
 @pytest.mark.parametrize("size", [{}, {"kdim": 48, "vdim": 40}])
 def test_attention_is_initialised_matrix_by_matrix(size: dict[str, int]) -> None:
     attention = nn.MultiheadAttention(64, 4, **size, add_bias_kv=True)
@@ -83,6 +123,17 @@ def test_recurrent_layers_are_initialised_gate_by_gate(kind: type[nn.RNNBase], g
         for matrix in parameter.chunk(gates):
             small = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
             assert torch.allclose(small, torch.eye(len(small)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNNCell, 1), (nn.LSTMCell, 4), (nn.GRUCell, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_recurrent_cells_are_initialised_gate_by_gate(
+    kind: type[nn.RNNCellBase], gates: int, bias: bool
+) -> None:
+    cell = dlblocks.initialize(kind(8, 8, bias=bias), "orthogonal", generator=seeded())
+    for matrix in [*cell.weight_ih.chunk(gates), *cell.weight_hh.chunk(gates)]:
+        assert torch.allclose(matrix.T @ matrix, torch.eye(8), atol=1e-5)
+    assert not bias or not (cell.bias_ih.any() or cell.bias_hh.any())
 
 
 def test_projections_of_an_lstm_are_one_matrix() -> None:

@@ -177,7 +177,8 @@ def test_other_number_formats_and_views(name: str, dtype: torch.dtype) -> None:
     assert filled.isfinite().all()
     assert torch.equal(filled, tensor.T[::2])
     assert not tensor.T[1::2].any()
-    assert dlblocks.initializer(name)(torch.zeros(0, 3, dtype=dtype)).shape == (0, 3)
+    for empty in ((0, 3), (3, 0), (2, 0, 3)):
+        assert dlblocks.initializer(name)(torch.zeros(empty, dtype=dtype)).shape == empty
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if REGISTRY.get("initializer", n).tags["needs_fan"]])

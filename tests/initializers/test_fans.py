@@ -47,6 +47,15 @@ def test_linear_and_bare_tensors() -> None:
     assert fans_of(torch.empty(5, 3, 2, 2)) == Fans(12, 20)
 
 
+def test_bilinear_layers_are_counted_as_they_connect() -> None:
+    layer = nn.Bilinear(3, 4, 5, bias=False)
+    nn.init.ones_(layer.weight)
+    # An output sums all products of two inputs; one product goes to every output.
+    fan_in = layer(torch.ones(3), torch.ones(4))[0].item()
+    fan_out = layer(torch.eye(3)[0], torch.eye(4)[0]).sum().item()
+    assert fans_of(layer.weight, layer) == Fans(round(fan_in), round(fan_out)) == Fans(12, 5)
+
+
 def test_vectors_have_no_fans() -> None:
     with pytest.raises(UserError, match="no fan_in and fan_out"):
         fans_of(torch.empty(5))
