@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlblocks.registry import Spec, build
+from dlblocks.registry import Spec, build, parse_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,11 +44,7 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
         return ready
     import functools
 
-    from dlblocks.registry import parse
-
-    block, given = parse("initializer", spec, where)
-    given.update(block.check(params, where))
-    full = {p.name: given.get(p.name, p.default) for p in block.params}
+    block, full = parse_whole("initializer", spec, params, where)
     return functools.partial(block.load(), **full)
 
 

@@ -16,7 +16,7 @@ from dlblocks import factory, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.optimizers.build import optimizer as build_optimizer
-from dlblocks.registry import REGISTRY, Spec, parse
+from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
@@ -80,7 +80,7 @@ class LitModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.task = tasks.resolve(task, head, outputs)
-        if _name(loss) == "auto":
+        if name_of(loss) == "auto":
             loss = self.task.default_loss
         given: dict[str, Any] = {
             "model": _plain("model", model, "model"),
@@ -117,7 +117,7 @@ class LitModule(L.LightningModule):
         self._scaled = target_mean is not None or target_std is not None
         if expects == "log_rate" and self._scaled:
             raise UserError(
-                f"loss={_name(given['loss'])}: models counts, which standardised targets are not."
+                f"loss={name_of(given['loss'])}: models counts, which standardised targets are not."
                 " Set data.scale_target=false."
             )
 
@@ -312,24 +312,16 @@ class _Meter:
             self._losses, self._outputs, self._targets = [], [], []
 
 
-def _name(spec: Spec) -> str:
-    if isinstance(spec, Mapping):
-        return str(spec.get("name", ""))
-    return spec if isinstance(spec, str) else type(spec).__name__
-
-
 def _plain(kind: str, spec: Spec, where: str) -> Spec:
     """The whole description of a named block as plain values; a ready object as it is."""
-    if not isinstance(spec, (str, Mapping)) or _name(spec) == "auto":
+    if not isinstance(spec, (str, Mapping)) or name_of(spec) == "auto":
         return spec
-    block, params = parse(kind, spec, where)
-    params = {key: list(value) if isinstance(value, tuple) else value for key, value in params.items()}
-    return {"name": block.name, **block.defaults(), **params}
+    return spell_out(kind, spec, where)
 
 
 def _loss_contract(loss: Spec, task: tasks.Task) -> tuple[str, str]:
     """What the loss expects of the net's output and of the target; a ready loss is taken to fit."""
-    name = _name(loss) if isinstance(loss, dict) else task.default_loss
+    name = name_of(loss) if isinstance(loss, dict) else task.default_loss
     block = REGISTRY.get("loss", name, "loss")
     if isinstance(loss, dict):
         task.check_loss(block)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.records import Block, Param
-from dlblocks.registry import REGISTRY, parse
+from dlblocks.registry import REGISTRY, spell_out
 from dlblocks.tasks import HEADS, TASKS
 
 REGIMES = ("gd", "sgd", "minibatch")
@@ -110,8 +110,7 @@ def _block(kind: str, key: str, spec: Any) -> Any:
             extra = next(name for name in spec if name != "name")
             raise UserError(f"{key}.{extra}: {key}=auto has no parameters; name a block to set one.")
         return "auto"
-    block, params = parse(kind, spec, key)
-    return {"name": block.name, **block.defaults(), **params}
+    return spell_out(kind, spec, key)
 
 
 def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:

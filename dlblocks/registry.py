@@ -175,6 +175,29 @@ def parse(kind: str, spec: str | Mapping[str, Any], where: str = "") -> tuple[Bl
     return block, block.check({k: v for k, v in spec.items() if k != "name"}, where)
 
 
+def parse_whole(
+    kind: str, spec: str | Mapping[str, Any], params: Mapping[str, Any], where: str = ""
+) -> tuple[Block, dict[str, Any]]:
+    """As `parse`, with `params` over those of `spec` and both over the defaults: every parameter is there."""
+    block, given = parse(kind, spec, where)
+    given.update(block.check(params, where))
+    return block, {p.name: given.get(p.name, p.default) for p in block.params}
+
+
+def spell_out(kind: str, spec: str | Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The whole description of a block as plain values: `{name: ..., every parameter}`."""
+    block, params = parse(kind, spec, where)
+    params = {key: list(value) if isinstance(value, tuple) else value for key, value in params.items()}
+    return {"name": block.name, **block.defaults(), **params}
+
+
+def name_of(spec: Spec) -> str:
+    """The name in a spec, for messages; of a ready object, that of its function or class."""
+    if isinstance(spec, Mapping):
+        return str(spec.get("name"))
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+
+
 def build(kind: str, spec: str | Mapping[str, Any], /, *args: Any, where: str = "", **params: Any) -> Any:
     """Build a block: its target called with `args` and its parameters, those given over the defaults.
 
@@ -182,9 +205,7 @@ def build(kind: str, spec: str | Mapping[str, Any], /, *args: Any, where: str = 
         UserError: unknown name or parameter, or a value that is not legal.
         MissingPackageError: the package that holds the target is not installed.
     """
-    block, given = parse(kind, spec, where)
-    given.update(block.check(params, where))
-    full = {p.name: given.get(p.name, p.default) for p in block.params}
+    block, full = parse_whole(kind, spec, params, where)
     return block.load()(*args, **full)
 
 

@@ -28,7 +28,7 @@ HEADS = {
     "multilabel": ("sigmoid",),
 }
 
-# Output activation -> the losses' names for what comes before and after it.
+# Classes that squash an output, of which one is enough.
 _SQUASHING = ("Sigmoid", "Softmax", "LogSoftmax", "LogSigmoid", "Softmin", "Softmax2d")
 
 

@@ -12,7 +12,7 @@ from dlblocks.errors import UserError
 from dlblocks.factory import initializer
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
 from dlblocks.initializers.plain import default
-from dlblocks.registry import REGISTRY, Spec, parse
+from dlblocks.registry import REGISTRY, Spec, name_of, parse
 
 KNOWN = (
     "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU and their cells"
@@ -58,7 +58,7 @@ def initialize(
             lazy and has no size yet, or its values are computed from others, as under weight norm.
     """
     fill_weight = initializer(init, where="init")
-    if _name(bias_init) == "auto":
+    if name_of(bias_init) == "auto":
         bias_init = "default" if _leaves(fill_weight) else "zeros"
     _check_bias(bias_init)
     fill_bias = initializer(bias_init, where="bias_init")
@@ -70,7 +70,7 @@ def initialize(
             _check_fillable(piece)
             fill(piece.values, fans=piece.fans, generator=generator)
     if not found and not _leaves(fill_weight):
-        raise UserError(f"init={_name(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
+        raise UserError(f"init={name_of(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
     return model
 
 
@@ -156,9 +156,3 @@ def _check_bias(bias_init: Spec) -> None:
             f"bias_init={block.name}: needs fan_in and fan_out, which biases don't have."
             f" Those that fit: {', '.join(fit)}."
         )
-
-
-def _name(spec: Spec) -> str:
-    if isinstance(spec, Mapping):
-        return str(spec.get("name"))
-    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)

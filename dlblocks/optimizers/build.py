@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dlblocks.errors import UserError
 from dlblocks.optimizers import DECAY_NORM_AND_BIAS, IMPLEMENTATION
 from dlblocks.optimizers.groups import decay_groups
-from dlblocks.registry import Spec, parse
+from dlblocks.registry import Spec, parse_whole
 
 
 def optimizer(
@@ -42,9 +42,7 @@ def optimizer(
         decay = params.get("weight_decay", _default(spec, "weight_decay"))
         groups = _groups(model_or_params, decay if isinstance(decay, (int, float)) else 0.0, False, where)
         return _call(spec, groups, params, where)
-    block, given = parse("optimizer", spec, where)
-    given.update(block.check(params, where))
-    full = {param.name: given.get(param.name, param.default) for param in block.params}
+    block, full = parse_whole("optimizer", spec, params, where)
     _check_together(full, where)
     target = block.load()
     # A block of somebody else may have parameters of these names: those are its own.

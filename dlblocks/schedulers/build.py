@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from dlblocks.errors import UserError
 from dlblocks.records import Block
-from dlblocks.registry import Spec, parse
+from dlblocks.registry import Spec, parse_whole
 
 # The steps of the run, or what counts them when a scheduler needs to know.
 Total: TypeAlias = "float | Callable[[], float | None] | None"
@@ -53,7 +53,7 @@ def scheduler(
         return _ready(spec, optimizer, params, where)
     if callable(spec):
         return spec(optimizer, **params)  # type: ignore[no-any-return]
-    return _build(*_parse(spec, params, where), optimizer, total_steps, mode, where)
+    return _build(*parse_whole("scheduler", spec, params, where), optimizer, total_steps, mode, where)
 
 
 def lightning_config(
@@ -78,7 +78,7 @@ def lightning_config(
         interval = "step" if isinstance(built, (OneCycleLR, CyclicLR)) else "epoch"
         monitors = isinstance(built, ReduceLROnPlateau)
     else:
-        block, given = _parse(spec, {}, where)
+        block, given = parse_whole("scheduler", spec, {}, where)
         built = _build(block, given, optimizer, total_steps, mode, where)
         interval = block.tags.get("interval", "epoch")
         monitors = block.tags.get("monitor", False)
@@ -88,14 +88,6 @@ def lightning_config(
             raise UserError(f"{where}: this scheduler watches a metric; say which one (monitor).")
         config |= {"monitor": monitor, "strict": True}
     return config
-
-
-def _parse(
-    spec: str | Mapping[str, Any], params: Mapping[str, Any], where: str
-) -> tuple[Block, dict[str, Any]]:
-    block, given = parse("scheduler", spec, where)
-    given.update(block.check(params, where))
-    return block, {param.name: given.get(param.name, param.default) for param in block.params}
 
 
 def _build(
