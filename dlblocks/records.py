@@ -125,7 +125,9 @@ class Block:
         formula: what it computes.
         shape: input and output shapes, where they say something.
         source: paper with year and arXiv id, or the library that defines it.
-        note: known deviations from libraries of the same name.
+        note: what else to know.
+        differs_from: library (`torch`, `keras`, `jax`, `optax`, `timm`, `pytorch-optimizer`) -> how the
+            numbers of its block of the same name differ from ours; tests hold each to be just that.
         tags: facts that code asks for, by kind: `elementwise`, `trainable`, `width_ratio`
             (activations), `tasks`, `expects`, `target` (losses), `interval`, `needs_total`
             (schedulers), `needs_fan` (initialisers), ...
@@ -143,12 +145,14 @@ class Block:
     shape: str = ""
     source: str = ""
     note: str = ""
+    differs_from: Mapping[str, str] = field(default_factory=dict, hash=False)
     tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
     package: str = ""
     owner: str = "dlblocks"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
+        for name in ("differs_from", "tags"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def load(self) -> Callable[..., Any]:
         """Import the target.
@@ -203,6 +207,7 @@ class Block:
         for title in ("summary", "formula", "shape", "source", "note"):
             if text := getattr(self, title):
                 lines.append(text if title == "summary" else f"{title}: {text}")
+        lines.extend(f"differs from {library}: {how}" for library, how in self.differs_from.items())
         if self.params:
             lines.append("parameters:")
         for param in self.params:
