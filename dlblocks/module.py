@@ -164,8 +164,24 @@ class LitModule(L.LightningModule):
             self.log("train/loss_step", loss.detach(), prog_bar=True)
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        self._judged(False)
+
     def on_train_epoch_end(self) -> None:
         self._end("train")
+        # Checkpoints are saved after this.
+        self._judged(True)
+
+    def on_train_end(self) -> None:
+        self._judged(True)
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self._judged(True)
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        self._judged(False)
 
     def on_validation_epoch_start(self) -> None:
         self._check_finite()
@@ -199,6 +215,13 @@ class LitModule(L.LightningModule):
             mode=mode,
         )
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _judged(self, judged: bool) -> None:
+        """Tell optimisers that train at one point and judge at another (schedule-free ones) which is wanted."""
+        for optimizer in self.trainer.optimizers:
+            switch = getattr(optimizer, "eval" if judged else "train", None)
+            if switch is not None:
+                switch()
 
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None where the Trainer has no end."""

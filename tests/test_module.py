@@ -88,7 +88,7 @@ def test_a_long_epoch_does_not_gather_all_rows(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize("optimizer", names("optimizer"))
+@pytest.mark.parametrize("optimizer", [name for name in names("optimizer") if name != "sparse_adam"])
 def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     net = module(optimizer=optimizer)
     before = copy.deepcopy(net.net.state_dict())
@@ -96,6 +96,43 @@ def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     trainer.fit(net, loader("multiclass"), loader("multiclass"))
     assert all(not torch.equal(before[key], value) for key, value in net.net.state_dict().items())
     assert trainer.global_step == 6
+
+
+class _Modes(L.Callback):
+    """Whether the optimizer was at the point where it trains, by hook."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, set[bool]] = {}
+
+    def _note(self, hook: str, trainer: L.Trainer) -> None:
+        if not trainer.sanity_checking:
+            training = trainer.optimizers[0].param_groups[0]["train_mode"]
+            self.seen.setdefault(hook, set()).add(training)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        self._note("train", trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        self._note("validation", trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *_: object) -> None:
+        self._note("checkpoint", trainer)
+
+
+def test_schedule_free_optimizers_are_judged_at_their_average(tmp_path: Path) -> None:
+    modes = _Modes()
+    net = module(optimizer="schedule_free_adamw")
+    quiet = {**QUIET, "enable_checkpointing": True}
+    checkpoints = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/accuracy", save_last=True)
+    trainer = L.Trainer(max_epochs=3, callbacks=[modes, checkpoints], **quiet)
+    trainer.fit(net, loader("multiclass"), loader("multiclass"))
+    assert modes.seen == {"train": {True}, "validation": {False}, "checkpoint": {False}}
+    averaged = copy.deepcopy(net.net.state_dict())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    trainer.optimizers[0].train()  # type: ignore[attr-defined]
+    for key, value in net.net.state_dict().items():
+        assert not torch.equal(value, averaged[key])
+        assert torch.equal(saved[f"net.{key}"], averaged[key])
 
 
 @pytest.mark.parametrize("scheduler", names("scheduler"))

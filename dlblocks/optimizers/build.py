@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlblocks.errors import UserError
-from dlblocks.optimizers import DECAY_NORM_AND_BIAS, IMPLEMENTATION
-from dlblocks.optimizers.groups import decay_groups
+from dlblocks.optimizers.groups import decay_groups, matrix_groups
+from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION
 from dlblocks.registry import Spec, parse_whole
 
 
@@ -48,6 +48,10 @@ def optimizer(
     # A block of somebody else may have parameters of these names: those are its own.
     everywhere = full.pop("decay_norm_and_bias") if DECAY_NORM_AND_BIAS in block.params else False
     groups = _groups(model_or_params, full.get("weight_decay") or 0.0, everywhere, where)
+    if block.tags.get("sparse"):
+        _check_sparse(model_or_params, where)
+    if flag := block.tags.get("matrix_flag"):
+        groups = matrix_groups(groups, flag)
     if IMPLEMENTATION in block.params:
         choice = full.pop("implementation")
         unfusable = full.get("momentum") == 0 or _has_sparse_gradients(model_or_params)
@@ -94,7 +98,7 @@ def _tensors(groups: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _check_together(params: Mapping[str, Any], where: str) -> None:
-    if params.get("nesterov") and (not params["momentum"] or params["dampening"]):
+    if "dampening" in params and params.get("nesterov") and (not params["momentum"] or params["dampening"]):
         raise UserError(
             f"{where}.nesterov=true: needs momentum > 0 and dampening = 0, got"
             f" momentum={params['momentum']:g}, dampening={params['dampening']:g}."
@@ -108,9 +112,25 @@ def _default(target: Callable[..., Any], name: str) -> Any:
 
 
 def _has_sparse_gradients(model_or_params: nn.Module | Iterable[Any]) -> bool:
-    return isinstance(model_or_params, nn.Module) and any(
-        getattr(module, "sparse", False) is True for module in model_or_params.modules()
-    )
+    return isinstance(model_or_params, nn.Module) and any(map(_is_sparse, model_or_params.modules()))
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    return getattr(module, "sparse", False) is True
+
+
+def _check_sparse(model_or_params: nn.Module | Iterable[Any], where: str) -> None:
+    """Refuse a model with a dense gradient, which torch would only notice in the first step."""
+    if not isinstance(model_or_params, nn.Module):
+        return
+    for path, module in model_or_params.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and not _is_sparse(module):
+                raise UserError(
+                    f"{where}: moves only rows that have a sparse gradient, as those of"
+                    f" nn.Embedding(sparse=True); {'.'.join(filter(None, (path, name)))} has none."
+                    " Try adam, or give it those parameters alone."
+                )
 
 
 def _implementation(

@@ -1,10 +1,11 @@
-"""Which parameters weight decay reaches."""
+"""Groups of parameters: those that weight decay reaches, those that are matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
@@ -58,3 +59,27 @@ def decay_groups(
 
 def _left_alone(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim <= 1 or "bias" in name or isinstance(module, _NORMS)
+
+
+def matrix_groups(params_or_groups: Iterable[Any], flag: str) -> list[dict[str, Any]]:
+    """Each group parted into its matrices, with `flag` True, and the rest, with `flag` False.
+
+    A matrix has two dimensions or more: the kernels of a convolution are one, flattened behind their
+    outputs. A group that has the flag already is left as it is.
+    """
+    items = list(params_or_groups)
+    parted = []
+    for group in items if items and isinstance(items[0], dict) else [{"params": items}]:
+        if flag in group:
+            parted.append(group)
+            continue
+        for wanted in (True, False):
+            members = [item for item in group["params"] if (_tensor(item).ndim >= 2) == wanted]
+            if members:
+                parted.append({**group, "params": members, flag: wanted})
+    return parted
+
+
+def _tensor(item: Any) -> Tensor:
+    tensor: Tensor = item[1] if isinstance(item, tuple) else item
+    return tensor

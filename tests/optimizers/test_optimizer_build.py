@@ -12,8 +12,8 @@ from torch import nn
 from dlblocks.errors import UserError
 from dlblocks.optimizers import BLOCKS
 from dlblocks.optimizers.build import optimizer
-
-NAMES = [block.name for block in BLOCKS]
+from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS
+from dlblocks.records import Block
 
 
 @pytest.fixture
@@ -21,13 +21,29 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_by_name_with_its_defaults(name: str, net: nn.Module) -> None:
-    opt = optimizer(name, net)
-    (block,) = (block for block in BLOCKS if block.name == name)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if not block.tags.get("sparse")], ids=lambda b: b.name
+)
+def test_by_name_with_its_defaults(block: Block, net: nn.Module) -> None:
+    opt = optimizer(block.name, net)
     assert type(opt) is block.load()
-    assert opt.param_groups[0]["lr"] == block.defaults()["lr"]
+    # This one divides the rate by the factor that it multiplies the gradients with.
+    factor = 3 if block.name == "grokfast_adamw" else 1
+    assert opt.param_groups[0]["lr"] == pytest.approx(block.defaults()["lr"] / factor)
     assert sum(len(group["params"]) for group in opt.param_groups) == 4
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.name)
+def test_records_are_whole(block: Block) -> None:
+    has_decay = any(param.name == "weight_decay" for param in block.params)
+    assert ("kind_of_decay" in block.tags) == has_decay == (DECAY_NORM_AND_BIAS in block.params)
+    assert block.tags["closure"] == (block.name in ("lbfgs", "polyak_sgd", "momo", "momo_adam"))
+    assert isinstance(block.tags["elementwise"], bool)
+    assert isinstance(block.tags["linear_in_lr"], bool)
+    assert block.params[0].name == "lr" or "lr" in {param.name for param in block.params}
+    assert block.summary
+    assert block.source
+    assert block.formula or block.package
 
 
 def test_alias_and_mapping(net: nn.Module) -> None:
