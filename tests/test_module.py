@@ -123,12 +123,12 @@ def test_schedule_free_optimizers_are_judged_at_their_average(tmp_path: Path) ->
     modes = _Modes()
     net = module(optimizer="schedule_free_adamw")
     quiet = {**QUIET, "enable_checkpointing": True}
-    checkpoints = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/accuracy", save_last=True)
+    checkpoints = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="newest")
     trainer = L.Trainer(max_epochs=3, callbacks=[modes, checkpoints], **quiet)
     trainer.fit(net, loader("multiclass"), loader("multiclass"))
     assert modes.seen == {"train": {True}, "validation": {False}, "checkpoint": {False}}
     averaged = copy.deepcopy(net.net.state_dict())
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(checkpoints.best_model_path, weights_only=True)["state_dict"]
     trainer.optimizers[0].train()  # type: ignore[attr-defined]
     for key, value in net.net.state_dict().items():
         assert not torch.equal(value, averaged[key])
