@@ -6,6 +6,7 @@ T is the number of steps of the whole run, p = min(t / T, 1), r = `min_lr_ratio`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from torch.optim import Optimizer
@@ -19,6 +20,53 @@ def polynomial(
 ) -> LambdaLR:
     """f(t) = r + (1 - r) (1 - p)^power: a straight line for power 1."""
     return LambdaLR(optimizer, partial(_polynomial, total=total_steps, power=power, floor=min_lr_ratio))
+
+
+def warmup_polynomial(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup: float = 0.1,
+    start_factor: float = 0.01,
+    power: float = 1.0,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """f(t) = s + (1 - s) t / W for t < W, then r + (1 - r) (1 - (t - W) / (T - W))^power; s = `start_factor`.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805 (power 1).
+
+    Raises:
+        UserError: `warmup` is neither below 1 nor whole.
+    """
+    fall = partial(_polynomial, power=power, floor=min_lr_ratio)
+    return _warmed(optimizer, total_steps, warmup, start_factor, fall)
+
+
+def warmup_exponential(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup: float = 0.1,
+    start_factor: float = 0.01,
+    final_factor: float = 0.01,
+) -> LambdaLR:
+    """f(t) = s + (1 - s) t / W for t < W, then `final_factor`^((t - W) / (T - W)); s = `start_factor`.
+
+    Raises:
+        UserError: `warmup` is neither below 1 nor whole.
+    """
+    return _warmed(optimizer, total_steps, warmup, start_factor, partial(_exponential, end=final_factor))
+
+
+def tanh(
+    optimizer: Optimizer,
+    total_steps: int,
+    lower: float = -6.0,
+    upper: float = 3.0,
+    min_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """f(t) = r + (1 - r) (1 - tanh(lower (1 - p) + upper p)) / 2 (Hsueh et al. 2018, arXiv:1806.01593)."""
+    return LambdaLR(
+        optimizer, partial(_tanh, total=total_steps, lower=lower, upper=upper, floor=min_lr_ratio)
+    )
 
 
 def inverse_time(optimizer: Optimizer, decay_rate: float = 0.1) -> LambdaLR:
@@ -35,18 +83,6 @@ def inverse_sqrt(optimizer: Optimizer, total_steps: int, warmup: float = 0.1) ->
         UserError: `warmup` is neither below 1 nor whole.
     """
     return LambdaLR(optimizer, partial(_inverse_sqrt, warmup=max(warmup_steps(warmup, total_steps), 1)))
-
-
-def cosine_restarts(
-    optimizer: Optimizer, total_steps: int, cycles: int = 3, min_lr_ratio: float = 0.0
-) -> LambdaLR:
-    """f(t) = r + (1 - r) (1 + cos(pi q)) / 2, q the fractional part of `cycles` p; f(t) = r from T on.
-
-    Source: Loshchilov & Hutter 2016, arXiv:1608.03983, with cycles of one length that fill the run.
-    """
-    return LambdaLR(
-        optimizer, partial(_cosine_restarts, total=total_steps, cycles=cycles, floor=min_lr_ratio)
-    )
 
 
 def warmup_stable_decay(
@@ -78,6 +114,36 @@ def rex(optimizer: Optimizer, total_steps: int, min_lr_ratio: float = 0.0) -> La
     return LambdaLR(optimizer, partial(_rex, total=total_steps, floor=min_lr_ratio))
 
 
+def _warmed(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup: float,
+    start: float,
+    fall: Callable[..., float],
+) -> LambdaLR:
+    """A straight rise, then `fall` over what is left of the run."""
+    steps = warmup_steps(warmup, total_steps)
+    return LambdaLR(
+        optimizer, partial(_warmed_factor, total=total_steps, warmup=steps, start=start, fall=fall)
+    )
+
+
+def _warmed_factor(t: int, *, total: int, warmup: int, start: float, fall: Callable[..., float]) -> float:
+    t = min(t, total)
+    if t < warmup:
+        return start + (1 - start) * t / warmup
+    return fall(t - warmup, total=max(total - warmup, 1))
+
+
+def _exponential(t: int, *, total: int, end: float) -> float:
+    return math.pow(end, min(t / total, 1.0))
+
+
+def _tanh(t: int, *, total: int, lower: float, upper: float, floor: float) -> float:
+    p = min(t / total, 1.0)
+    return floor + (1 - floor) * (1 - math.tanh(lower * (1 - p) + upper * p)) / 2
+
+
 def _polynomial(t: int, *, total: int, power: float, floor: float) -> float:
     return floor + (1 - floor) * math.pow(1 - min(t / total, 1.0), power)
 
@@ -88,14 +154,6 @@ def _inverse_time(t: int, *, rate: float) -> float:
 
 def _inverse_sqrt(t: int, *, warmup: int) -> float:
     return (t + 1) / warmup if t < warmup else math.sqrt(warmup / (t + 1))
-
-
-def _cosine_restarts(t: int, *, total: int, cycles: int, floor: float) -> float:
-    if t >= total:
-        return floor
-    # In whole numbers: the float product can fall short of a restart.
-    within = t * cycles % total / total
-    return floor + (1 - floor) * (1 + math.cos(math.pi * within)) / 2
 
 
 def _warmup_stable_decay(t: int, *, total: int, warmup: int, decay: float, floor: float) -> float:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from dlblocks.errors import UserError
 from dlblocks.records import SAME
 from dlblocks.schedulers import BLOCKS
 from dlblocks.schedulers.build import scheduler
@@ -104,10 +105,80 @@ def inverse_sqrt(t: int, warmup: float) -> float:
     return min((t + 1) / steps, math.sqrt(steps / (t + 1)))
 
 
-def cosine_restarts(t: int, cycles: int, min_lr_ratio: float) -> float:
-    length = TOTAL / cycles
-    within = t - length * math.floor(t / length + 1e-9)
-    return cosine(t, min_lr_ratio) if t >= TOTAL else cosine(within, min_lr_ratio, length)
+def cosine_restarts(t: int, cycles: int, growth: float, peak_decay: float, min_lr_ratio: float) -> float:
+    begin, length = 0.0, TOTAL / sum(growth**i for i in range(cycles))
+    for i in range(cycles):
+        first, last = round(begin), round(begin + length)
+        if first <= t < last:
+            return min_lr_ratio + (peak_decay**i - min_lr_ratio) * cosine(t - first, 0.0, last - first)
+        begin, length = begin + length, length * growth
+    return min_lr_ratio
+
+
+def cyclic(t: int, cycles: int, base_factor: float, shape: str, gamma: float) -> float:
+    if t >= TOTAL:
+        return base_factor
+    half = TOTAL / cycles / 2
+    cycle = math.floor(t / (2 * half) + 1e-9)
+    away = abs(t / half - 2 * cycle - 1)
+    height = {"triangular": 1, "triangular2": 2.0**-cycle, "exp_range": gamma**t}[shape]
+    return base_factor + (1 - base_factor) * (1 - away) * height
+
+
+def chebyshev(t: int, condition: float) -> float:
+    """The order by reversing bits: place 2 k + b of 2 n is place k of n, mirrored if b."""
+    if t >= TOTAL:
+        return 1.0
+
+    def place(i: int, n: int) -> int:
+        if n == 1:
+            return 0
+        k = place(i // 2, n // 2)
+        return n - 1 - k if i % 2 else k
+
+    order = [p for p in (place(i, 64) for i in range(64)) if p < TOTAL]
+    low, high = 1 / condition, 1.0
+    return 1 / ((high + low) / 2 - (high - low) / 2 * math.cos(math.pi * (order[t] + 0.5) / TOTAL))
+
+
+def piecewise(t: int, points: tuple[float, ...], factors: tuple[float, ...], interpolation: str) -> float:
+    places = [0.0, *(point * TOTAL for point in points), math.inf]
+    heights = [1.0, *factors, factors[-1]]
+    i = max(i for i, place in enumerate(places) if place <= t)
+    if interpolation == "step" or heights[i] == heights[i + 1]:
+        return heights[i]
+    q = (t - places[i]) / (places[i + 1] - places[i])
+    q = (1 - math.cos(math.pi * q)) / 2 if interpolation == "cosine" else q
+    return heights[i] + (heights[i + 1] - heights[i]) * q
+
+
+def _warmed(t: int, warmup: float, start_factor: float, fall: Callable[[float], float]) -> float:
+    steps = int(warmup) if warmup >= 1 else round(warmup * TOTAL)
+    if min(t, TOTAL) < steps:
+        return linear_warmup(t, warmup, start_factor)
+    return fall(min((t - steps) / (TOTAL - steps), 1.0) if steps < TOTAL else 0.0)
+
+
+def warmup_polynomial(t: int, warmup: float, start_factor: float, power: float, min_lr_ratio: float) -> float:
+    return _warmed(t, warmup, start_factor, lambda p: min_lr_ratio + (1 - min_lr_ratio) * (1 - p) ** power)
+
+
+def warmup_exponential(t: int, warmup: float, start_factor: float, final_factor: float) -> float:
+    return _warmed(t, warmup, start_factor, lambda p: final_factor**p)
+
+
+def tanh(t: int, lower: float, upper: float, min_lr_ratio: float) -> float:
+    p = min(t / TOTAL, 1)
+    return min_lr_ratio + (1 - min_lr_ratio) / (1 + math.exp(2 * (lower + (upper - lower) * p)))
+
+
+def constant_factor(t: int, factor: float, total_iters: int) -> float:
+    return factor if t < total_iters else 1.0
+
+
+def linear_factor(t: int, start_factor: float, end_factor: float, total_iters: int) -> float:
+    share = min(t, total_iters) / total_iters
+    return (1 - share) * start_factor + share * end_factor
 
 
 def warmup_stable_decay(t: int, warmup: float, decay: float, min_lr_ratio: float) -> float:
@@ -129,6 +200,14 @@ def rex(t: int, min_lr_ratio: float) -> float:
 
 
 FORMULAS: dict[str, Factor] = {
+    "cyclic": cyclic,
+    "chebyshev": chebyshev,
+    "piecewise": piecewise,
+    "warmup_polynomial": warmup_polynomial,
+    "warmup_exponential": warmup_exponential,
+    "tanh": tanh,
+    "constant_factor": constant_factor,
+    "linear_factor": linear_factor,
     "polynomial": polynomial,
     "inverse_time": inverse_time,
     "inverse_sqrt": inverse_sqrt,
@@ -150,7 +229,34 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "polynomial": [{}, {"power": 2.0, "min_lr_ratio": 0.1}],
     "inverse_time": [{}, {"decay_rate": 0.7}],
     "inverse_sqrt": [{}, {"warmup": 7}, {"warmup": 0}],
-    "cosine_restarts": [{}, {"cycles": 1, "min_lr_ratio": 0.2}, {"cycles": 5}],
+    "cosine_restarts": [
+        {},
+        {"cycles": 1, "min_lr_ratio": 0.2},
+        {"cycles": 5},
+        {"cycles": 3, "growth": 2.0, "peak_decay": 0.5, "min_lr_ratio": 0.1},
+    ],
+    "cyclic": [
+        {},
+        {"cycles": 1, "base_factor": 0.0},
+        {"cycles": 3, "shape": "triangular2"},
+        {"shape": "exp_range", "gamma": 0.9},
+    ],
+    "chebyshev": [{}, {"condition": 3.0}],
+    "piecewise": [
+        {},
+        {"interpolation": "cosine"},
+        {"points": [0.5, 1.0], "factors": [2.0, 0.0], "interpolation": "step"},
+    ],
+    "warmup_polynomial": [
+        {},
+        {"warmup": 7, "power": 2.0, "min_lr_ratio": 0.1},
+        {"warmup": 0},
+        {"warmup": 60},
+    ],
+    "warmup_exponential": [{}, {"warmup": 7, "final_factor": 0.5, "start_factor": 0.3}],
+    "tanh": [{}, {"lower": -4.0, "upper": 4.0, "min_lr_ratio": 0.1}],
+    "constant_factor": [{}, {"factor": 0.5, "total_iters": 9}],
+    "linear_factor": [{}, {"start_factor": 1.0, "end_factor": 0.2, "total_iters": 12}],
     "warmup_stable_decay": [
         {},
         {"warmup": 0, "decay": 1.0, "min_lr_ratio": 0.1},
@@ -274,7 +380,8 @@ def test_warmup_below_one_is_a_share_and_from_one_a_number() -> None:
 @settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_resumed_run_equals_the_undisturbed(name: str, data: st.DataObject) -> None:
-    total = data.draw(st.integers(1, TOTAL))
+    # Cycles need a step each.
+    total = data.draw(st.integers(9 if name == "cosine_restarts" else 1, TOTAL))
     stop = data.draw(st.integers(0, total + BEYOND - 1))
     params = data.draw(st.sampled_from(CASES[name]))
     if name == "one_cycle":
@@ -310,6 +417,32 @@ def test_resumed_with_more_steps_follows_the_longer_curve() -> None:
     longer.load_state_dict(sched.state_dict())
     advance(longer, opt, 4)
     assert rates(opt) == pytest.approx([lr * cosine(5, 0.0, 8) for lr in RATES])
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("cosine_restarts", {"cycles": 50}, r"scheduler.cycles=50: a run of 40 steps has no room for them\."),
+        ("cosine_restarts", {"cycles": 9, "growth": 2.0}, r"cycles=9: .* with growth=2\."),
+        ("piecewise", {"points": [0.2, 0.2]}, r"scheduler.factors: has 3 numbers for 2 points"),
+        ("piecewise", {"points": [0.5, 0.2, 0.7]}, r"scheduler.points=\[0.5, 0.2, 0.7\]: must rise"),
+    ],
+)
+def test_what_does_not_fit_is_told(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(name, make_optimizer(), **params)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 8, 40])
+def test_chebyshev_takes_each_root_once(total: int) -> None:
+    opt = make_optimizer()
+    sched = make("chebyshev", opt, total, condition=5.0)
+    seen = []
+    for t in range(total):
+        seen.append(rates(opt)[0] / RATES[0])
+        advance(sched, opt, t)
+    roots = [0.6 - 0.4 * math.cos(math.pi * (i + 0.5) / total) for i in range(total)]
+    assert sorted(1 / factor for factor in seen) == pytest.approx(roots)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
