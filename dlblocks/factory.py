@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlblocks.errors import UserError
 from dlblocks.registry import Spec, build, parse_whole
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def loss(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
 def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., Tensor]:
     """An initialiser, called with `(tensor, fans=None, generator=None)`; it fills the tensor in place.
 
+    Raises:
+        UserError: unknown name or parameter, or rules, which only `initialize` can follow.
+
     >>> import torch
     >>> initializer("constant", value=0.5)(torch.empty(2))
     tensor([0.5000, 0.5000])
@@ -44,6 +48,10 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
         return ready
     import functools
 
+    if isinstance(spec, Mapping) and "rules" in spec:
+        if spec["rules"]:
+            raise UserError(f"{where or 'init'}.rules: need the names of a model: use dlblocks.initialize.")
+        spec = {key: value for key, value in spec.items() if key != "rules"}
     block, full = parse_whole("initializer", spec, params, where)
     return functools.partial(block.load(), **full)
 

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection, SumMetric
 from dlblocks import factory, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
+from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.optimizers.build import optimizer as build_optimizer
 from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
@@ -43,7 +44,7 @@ class LitModule(L.LightningModule):
         model: the net; it gives logits or values `(N, outputs)`, one logit `(N, 1)` if binary with
             head=sigmoid.
         activation: of the net's hidden layers.
-        init: of the weights.
+        init: of the weights, with `rules` for single parameters; see `initialize`.
         bias_init: of the biases; `auto` is zeros, or with init=default what the layers came with.
         loss: `auto` for the task's own.
         head: the output activation; `auto` for the task's usual one.
@@ -339,7 +340,7 @@ def _plain(kind: str, spec: Spec, where: str) -> Spec:
     """The whole description of a named block as plain values; a ready object as it is."""
     if not isinstance(spec, (str, Mapping)) or name_of(spec) == "auto":
         return spec
-    return spell_out(kind, spec, where)
+    return spell_out_with_rules(spec, where) if where == "init" else spell_out(kind, spec, where)
 
 
 def _loss_contract(loss: Spec, task: tasks.Task) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
+from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.records import Block, Param
 from dlblocks.registry import REGISTRY, spell_out
 from dlblocks.tasks import HEADS, TASKS
@@ -110,7 +111,7 @@ def _block(kind: str, key: str, spec: Any) -> Any:
             extra = next(name for name in spec if name != "name")
             raise UserError(f"{key}.{extra}: {key}=auto has no parameters; name a block to set one.")
         return "auto"
-    return spell_out(kind, spec, key)
+    return spell_out_with_rules(spec, key) if key == "init" else spell_out(kind, spec, key)
 
 
 def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:

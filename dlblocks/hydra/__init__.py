@@ -6,6 +6,8 @@ After it, `defaults: [activation: elu]`, overrides such as `activation.alpha=0.5
 
 from __future__ import annotations
 
+from typing import Any
+
 # Config group -> kind of block whose names are its options.
 GROUPS = {
     "activation": "activation",
@@ -15,6 +17,8 @@ GROUPS = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
 }
+# What a group has beside the parameters of its blocks.
+BESIDE: dict[str, dict[str, Any]] = {"init": {"rules": None}}
 
 
 def register() -> None:

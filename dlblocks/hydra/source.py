@@ -12,7 +12,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from dlblocks.hydra import GROUPS
+from dlblocks.hydra import BESIDE, GROUPS
 from dlblocks.registry import REGISTRY
 
 SCHEME = "dlblocks"
@@ -33,7 +33,7 @@ class BlockSource(ConfigSource):
         return ConfigResult(
             provider=self.provider,
             path=f"{SCHEME}://{self.path}",
-            config=OmegaConf.create({"name": block.name, **block.defaults()}),
+            config=OmegaConf.create({"name": block.name, **block.defaults(), **BESIDE.get(group, {})}),
             header={"package": None},
         )
 

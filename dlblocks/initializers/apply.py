@@ -12,12 +12,13 @@ from dlblocks.errors import UserError
 from dlblocks.factory import initializer
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
 from dlblocks.initializers.plain import default
+from dlblocks.initializers.rules import assign, split
 from dlblocks.registry import REGISTRY, Spec, name_of, parse
 
 KNOWN = (
     "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU and their cells"
 )
-
+_LAZY = "init: the model has lazy layers without a size; run one batch through it first."
 
 Parts = list[tuple[Tensor, "Fans | None"]]
 
@@ -42,36 +43,73 @@ def initialize(
 
     Every matrix is filled on its own with its own fans: query, key and value of an attention, each gate
     of a recurrent layer. Norm scales, embeddings, the slopes of PReLU and parameters of unknown modules
-    stay as they are; a parameter that several modules share is filled once.
+    stay as they are unless a rule names them; a parameter that several modules share is filled once.
 
     Args:
         model: any module.
-        init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`.
-        bias_init: the same; `auto` is zeros, or with init=default what the layers came with.
+        init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`. The
+            mapping may have `rules`, `{pattern: initialiser}`: a parameter whose name matches the shell
+            pattern gets that initialiser instead; the first that matches wins.
+        bias_init: as `init`, without rules; `auto` is zeros, or with init=default what the layers came with.
         generator: of all random values; the global one if None.
 
     Returns:
         The model.
 
     Raises:
-        UserError: an initialiser that needs fans is given for biases, no weight is found, a layer is
-            lazy and has no size yet, or its values are computed from others, as under weight norm.
+        UserError: an initialiser that needs fans is given for biases, no weight is found, a rule matches
+            nothing, a layer is lazy and has no size yet, or its values are computed from others, as under
+            weight norm.
+
+    >>> import torch
+    >>> net = nn.Linear(2, 1)
+    >>> net = initialize(net, {"name": "he_normal", "rules": {"bias": {"name": "constant", "value": 0.1}}})
+    >>> net.bias.tolist() == [torch.tensor(0.1).item()]
+    True
     """
+    init, rules = split(init)
     fill_weight = initializer(init, where="init")
     if name_of(bias_init) == "auto":
         bias_init = "default" if _leaves(fill_weight) else "zeros"
-    _check_bias(bias_init)
+    _check_fanless(bias_init, "bias_init", "biases don't")
     fill_bias = initializer(bias_init, where="bias_init")
-    found = False
+    ruled = _ruled(model, rules)
+    found = bool(ruled)
+    known = set()
+    fill: Callable[..., Any]
     for piece in _pieces(model):
+        known.add(id(piece.parameter))
         found = found or piece.fans is not None
-        fill = fill_bias if piece.fans is None else fill_weight
+        fill = ruled.get(id(piece.parameter), fill_bias if piece.fans is None else fill_weight)
         if not _leaves(fill):
             _check_fillable(piece)
             fill(piece.values, fans=piece.fans, generator=generator)
+    for parameter in model.parameters():
+        if id(parameter) not in known and id(parameter) in ruled:
+            _fill_whole(parameter, ruled[id(parameter)], generator)
     if not found and not _leaves(fill_weight):
         raise UserError(f"init={name_of(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
     return model
+
+
+def _ruled(model: nn.Module, rules: Mapping[str, Spec]) -> dict[int, Callable[..., Any]]:
+    """What the rules fill each parameter with, by the parameter's id.
+
+    Raises:
+        UserError: as `assign`, or an initialiser that needs fans for a parameter that has none.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    ruled: dict[int, Callable[..., Any]] = {}
+    for key, pattern in assign(names, rules).items():
+        where = f"init.rules.{pattern}"
+        for name in names[key]:
+            if not is_lazy(parameters[name]) and parameters[name].ndim < 2:
+                _check_fanless(rules[pattern], where, f"{name}, of one dimension, does not")
+        ruled[key] = initializer(rules[pattern], where=where)
+    return ruled
 
 
 def _pieces(model: nn.Module) -> Iterator[_Piece]:
@@ -125,6 +163,15 @@ def _stacked(weight: Tensor, count: int) -> tuple[Tensor, Parts]:
     return weight, [(block, fans_of(block)) for block in weight.data.chunk(count)]
 
 
+def _fill_whole(parameter: nn.Parameter, fill: Callable[..., Any], generator: Generator | None) -> None:
+    """Fill a parameter of which nothing is known but its shape."""
+    if _leaves(fill):
+        return
+    if is_lazy(parameter):
+        raise UserError(_LAZY)
+    fill(parameter.data, fans=fans_of(parameter) if parameter.ndim >= 2 else None, generator=generator)
+
+
 def _leaves(fill: Callable[..., Any]) -> bool:
     """Whether this is `default`, by its name or as a ready object."""
     return getattr(fill, "func", fill) is default
@@ -132,7 +179,7 @@ def _leaves(fill: Callable[..., Any]) -> bool:
 
 def _check_fillable(piece: _Piece) -> None:
     if is_lazy(piece.parameter):
-        raise UserError("init: the model has lazy layers without a size; run one batch through it first.")
+        raise UserError(_LAZY)
     # Weight norm, pruning and other parametrisations compute the values anew at each use.
     if not isinstance(piece.parameter, nn.Parameter):
         raise UserError(
@@ -142,10 +189,10 @@ def _check_fillable(piece: _Piece) -> None:
         )
 
 
-def _check_bias(bias_init: Spec) -> None:
-    if not isinstance(bias_init, (str, Mapping)):
+def _check_fanless(init: Spec, where: str, lacking: str) -> None:
+    if not isinstance(init, (str, Mapping)):
         return
-    block, _ = parse("initializer", bias_init, "bias_init")
+    block, _ = parse("initializer", init, where)
     if block.tags.get("needs_fan"):
         fit = [
             n
@@ -153,6 +200,6 @@ def _check_bias(bias_init: Spec) -> None:
             if not REGISTRY.get("initializer", n).tags.get("needs_fan")
         ]
         raise UserError(
-            f"bias_init={block.name}: needs fan_in and fan_out, which biases don't have."
+            f"{where}={block.name}: needs fan_in and fan_out, which {lacking} have."
             f" Those that fit: {', '.join(fit)}."
         )

@@ -11,7 +11,7 @@ import pytest
 
 import dlblocks
 from dlblocks.errors import UserError
-from dlblocks.hydra import GROUPS
+from dlblocks.hydra import BESIDE, GROUPS
 from dlblocks.recipe import check
 from dlblocks.registry import REGISTRY, names
 
@@ -32,7 +32,7 @@ def test_every_block_is_an_option_with_all_its_defaults(group: str, kind: str) -
     for name in names(kind):
         block = REGISTRY.get(kind, name)
         composed = dlblocks.compose(f"{group}={name}")
-        assert composed[group] == {"name": name, **block.defaults()}
+        assert composed[group] == {"name": name, **block.defaults(), **BESIDE.get(group, {})}
         assert {key: composed[key] for key in recipe if key != group} == {
             key: recipe[key] for key in recipe if key != group
         }
