@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dlblocks.data.module import TableDataModule
     from dlblocks.errors import UserError
     from dlblocks.factory import activation, initializer, loss, model
     from dlblocks.hydra.compose import compose
@@ -29,6 +30,7 @@ _HOMES = {
     "LitModule": "dlblocks.module",
     "Param": "dlblocks.records",
     "Result": "dlblocks.results",
+    "TableDataModule": "dlblocks.data.module",
     "UserError": "dlblocks.errors",
     "activation": "dlblocks.factory",
     "compose": "dlblocks.hydra.compose",
@@ -49,6 +51,7 @@ __all__ = [
     "LitModule",
     "Param",
     "Result",
+    "TableDataModule",
     "UserError",
     "activation",
     "compose",
