@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dlblocks.registry import describe, names, register
     from dlblocks.results import Result
     from dlblocks.schedulers.build import scheduler
+    from dlblocks.surgery import replace_activations
     from dlblocks.training import train
 
 # Public name -> the module that holds it.
@@ -42,6 +43,7 @@ _HOMES = {
     "names": "dlblocks.registry",
     "optimizer": "dlblocks.optimizers.build",
     "register": "dlblocks.registry",
+    "replace_activations": "dlblocks.surgery",
     "scheduler": "dlblocks.schedulers.build",
     "train": "dlblocks.training",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "names",
     "optimizer",
     "register",
+    "replace_activations",
     "scheduler",
     "train",
 ]

@@ -18,7 +18,7 @@ LAYERS = [
     ("registry",),
     ("seeds", "activations", "losses"),
     ("factory",),
-    ("initializers", "optimizers", "schedulers", "tasks"),
+    ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
