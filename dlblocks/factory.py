@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError
-from dlblocks.registry import Spec, build, parse_whole
+from dlblocks.registry import Spec, build, name_of, parse, parse_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,6 +77,8 @@ def model(
 ) -> nn.Module:
     """A net from the shape of one instance to `outputs` logits or values. A ready module is taken as it is.
 
+    The activation `default` is that of a predefined model's authors, relu in our own nets.
+
     >>> model("mlp", (4,), 3, depth=1, width=8)
     Sequential(
       (0): Linear(in_features=4, out_features=8, bias=True)
@@ -85,6 +87,9 @@ def model(
     )
     """
     if isinstance(spec, (str, Mapping)):
+        block, _ = parse("model", spec, where)
+        if name_of(activation) == "default" and not block.tags.get("predefined"):
+            activation = "relu"
         spec = build("model", spec, input_shape, outputs, activation, where=where, **params)
     net: nn.Module = spec
     return net

@@ -17,6 +17,7 @@ from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.optimizers.build import optimizer as build_optimizer
+from dlblocks.recipe import FOLLOWS
 from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
@@ -43,7 +44,7 @@ class LitModule(L.LightningModule):
         outputs: classes (2 if binary), labels, or values for each instance.
         model: the net; it gives logits or values `(N, outputs)`, one logit `(N, 1)` if binary with
             head=sigmoid.
-        activation: of the net's hidden layers.
+        activation: of the net's hidden layers; `default` is what a predefined model has, relu in our own.
         init: of the weights, with `rules` for single parameters; see `initialize`.
         bias_init: of the biases; `auto` is zeros, or with init=default what the layers came with.
         loss: `auto` for the task's own.
@@ -338,8 +339,8 @@ class _Meter:
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:
     """The whole description of a named block as plain values; a ready object as it is."""
-    if not isinstance(spec, (str, Mapping)) or name_of(spec) == "auto":
-        return spec
+    if not isinstance(spec, (str, Mapping)) or name_of(spec) == FOLLOWS.get(where):
+        return name_of(spec) if isinstance(spec, Mapping) else spec
     return spell_out_with_rules(spec, where) if where == "init" else spell_out(kind, spec, where)
 
 

@@ -59,7 +59,8 @@ BLOCKS = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
 }
-AUTO = ("loss", "bias_init")
+# Config key -> the word by which its block follows from the others.
+FOLLOWS = {"loss": "auto", "bias_init": "auto", "activation": "default"}
 KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger")
 
 
@@ -106,12 +107,27 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
 
 
 def _block(kind: str, key: str, spec: Any) -> Any:
-    if key in AUTO and (spec == "auto" or (isinstance(spec, Mapping) and spec.get("name") == "auto")):
+    if key in FOLLOWS and (
+        spec == FOLLOWS[key] or (isinstance(spec, Mapping) and spec.get("name") == FOLLOWS[key])
+    ):
         if isinstance(spec, Mapping) and len(spec) > 1:
             extra = next(name for name in spec if name != "name")
-            raise UserError(f"{key}.{extra}: {key}=auto has no parameters; name a block to set one.")
-        return "auto"
+            raise UserError(
+                f"{key}.{extra}: {key}={FOLLOWS[key]} has no parameters; name a block to set one."
+            )
+        return FOLLOWS[key]
+    if key == "model" and isinstance(spec, Mapping) and "library" in spec:
+        spec = _of_library(spec)
     return spell_out_with_rules(spec, key) if key == "init" else spell_out(kind, spec, key)
+
+
+def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The block that makes the models of a library: there, `model.name` is the name in the library."""
+    block = REGISTRY.get("model", str(spec["library"]), "model.library")
+    if not block.tags.get("predefined"):
+        raise UserError(f"model.library={block.name}: is a model of its own; set model={block.name} instead.")
+    rest = {key: value for key, value in spec.items() if key not in ("library", "name")}
+    return {"name": block.name, "model": spec.get("name"), **rest}
 
 
 def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+FOREIGN = Path(__file__).parent / "foreign"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tests with torchvision, timm and transformers run where they are named: `pytest tests/foreign`."""
+    named = any("foreign" in argument for argument in config.args)
+    return True if collection_path == FOREIGN and not named else None
 
 
 @pytest.fixture(autouse=True)

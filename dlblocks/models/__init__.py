@@ -6,6 +6,9 @@ from __future__ import annotations
 from dlblocks.records import Block, Param
 
 _DROPOUT = Param("dropout", 0.0, "float", "probability that a hidden feature is zeroed in training", "[0, 1)")
+_IMAGE_SIZE = Param(
+    "image_size", None, "int", "pictures are first resized to this height and width", "[1, inf)"
+)
 
 BLOCKS: tuple[Block, ...] = (
     Block(
@@ -57,5 +60,33 @@ BLOCKS: tuple[Block, ...] = (
         shape="(N, channels, height, width) -> (N, outputs)",
         source="LeCun et al. 1998 (Proc. IEEE 86); global mean: Lin et al. 2013, arXiv:1312.4400",
         tags={"images": True},
+    ),
+    Block(
+        kind="model",
+        name="torchvision",
+        target="dlblocks.models.predefined:torchvision",
+        params=(
+            Param("model", "resnet18", "str", "its name in torchvision"),
+            Param("weights", None, "str", "of a trained one: DEFAULT or such as IMAGENET1K_V1; downloaded"),
+            _IMAGE_SIZE,
+        ),
+        summary="A classification model of torchvision, as its authors made it unless activation or init say otherwise.",
+        shape="(N, channels, height, width) -> (N, outputs)",
+        source="torchvision.models",
+        tags={"images": True, "predefined": True},
+    ),
+    Block(
+        kind="model",
+        name="timm",
+        target="dlblocks.models.predefined:timm",
+        params=(
+            Param("model", "resnet18", "str", "its name in timm"),
+            Param("pretrained", False, "bool", "with trained weights; downloaded"),
+            _IMAGE_SIZE,
+        ),
+        summary="A model of timm, as its authors made it unless activation or init say otherwise.",
+        shape="(N, channels, height, width) -> (N, outputs)",
+        source="Wightman 2019 (github huggingface/pytorch-image-models)",
+        tags={"images": True, "predefined": True},
     ),
 )
