@@ -16,9 +16,10 @@ from dlblocks import factory, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.initializers.rules import spell_out_with_rules
+from dlblocks.losses.terms import contract
 from dlblocks.optimizers.build import optimizer as build_optimizer
 from dlblocks.recipe import FOLLOWS
-from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
+from dlblocks.registry import Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
@@ -107,8 +108,9 @@ class LitModule(L.LightningModule):
             }
         )
 
-        expects, target = _loss_contract(given["loss"], self.task)
-        self._expects, self._target = expects, target
+        tags = _loss_contract(given["loss"], self.task)
+        expects = tags.get("expects", "logits")
+        self._expects, self._target = expects, tags.get("target", "values")
         self.net = self._build_net(tuple(input_shape), seed)
         tasks.check_output(self.net, expects)
         self.loss = factory.loss(given["loss"])
@@ -117,10 +119,10 @@ class LitModule(L.LightningModule):
         self.register_buffer("target_mean", _row(target_mean, 0.0), persistent=False)
         self.register_buffer("target_std", _row(target_std, 1.0), persistent=False)
         self._scaled = target_mean is not None or target_std is not None
-        if expects == "log_rate" and self._scaled:
+        if self._scaled and (expects == "log_rate" or tags.get("unscaled")):
             raise UserError(
-                f"loss={name_of(given['loss'])}: models counts, which standardised targets are not."
-                " Set data.scale_target=false."
+                f"loss={name_of(given['loss'])}: is of the targets' own size, which standardised targets have"
+                " not. Set data.scale_target=false."
             )
 
         self._meters = {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in SPLITS}
@@ -132,7 +134,11 @@ class LitModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "weights"))
             net = factory.model(
-                recipe["model"], input_shape, self.task.net_outputs, recipe["activation"], where="model"
+                recipe["model"],
+                input_shape,
+                self.task.net_outputs_for(self._expects),
+                recipe["activation"],
+                where="model",
             )
         if isinstance(recipe["model"], dict):
             initialize(net, recipe["init"], recipe["bias_init"], generator=generator(seed, "weights"))
@@ -146,7 +152,9 @@ class LitModule(L.LightningModule):
             else torch.zeros(2, self.task.outputs)
         )
         with torch.no_grad():
-            output = self.task.loss_input(torch.zeros(2, self.task.net_outputs), self._expects)
+            output = self.task.loss_input(
+                torch.zeros(2, self.task.net_outputs_for(self._expects)), self._expects
+            )
             self.loss(output, self.task.loss_target(y, self._target))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -344,13 +352,12 @@ def _plain(kind: str, spec: Spec, where: str) -> Spec:
     return spell_out_with_rules(spec, where) if where == "init" else spell_out(kind, spec, where)
 
 
-def _loss_contract(loss: Spec, task: tasks.Task) -> tuple[str, str]:
+def _loss_contract(loss: Spec, task: tasks.Task) -> Mapping[str, Any]:
     """What the loss expects of the net's output and of the target; a ready loss is taken to fit."""
-    name = name_of(loss) if isinstance(loss, dict) else task.default_loss
-    block = REGISTRY.get("loss", name, "loss")
+    tags = contract(loss if isinstance(loss, dict) else task.default_loss)
     if isinstance(loss, dict):
-        task.check_loss(block)
-    return block.tags.get("expects", "logits"), block.tags.get("target", "values")
+        task.check_loss(name_of(loss), tags)
+    return tags
 
 
 def _row(values: Sequence[float] | None, default: float) -> Tensor:

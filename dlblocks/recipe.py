@@ -8,6 +8,7 @@ from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.initializers.rules import spell_out_with_rules
+from dlblocks.losses.terms import contract
 from dlblocks.records import Block, Param
 from dlblocks.registry import REGISTRY, spell_out
 from dlblocks.tasks import HEADS, TASKS
@@ -118,6 +119,8 @@ def _block(kind: str, key: str, spec: Any) -> Any:
         return FOLLOWS[key]
     if key == "model" and isinstance(spec, Mapping) and "library" in spec:
         spec = _of_library(spec)
+    if key == "loss":
+        contract(spec)  # the terms of a sum, which its parameters alone can't tell
     return spell_out_with_rules(spec, key) if key == "init" else spell_out(kind, spec, key)
 
 

@@ -7,11 +7,11 @@ applied twice, and never forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError, unknown
-from dlblocks.records import Block
 from dlblocks.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -71,28 +71,37 @@ class Task:
     def legal_losses(self) -> list[str]:
         """The names of the losses that fit."""
         return [
-            n for n in REGISTRY.names("loss") if self.key in REGISTRY.get("loss", n).tags.get("tasks", ())
+            n for n in REGISTRY.names("loss") if self.key in (REGISTRY.get("loss", n).tags.get("tasks") or ())
         ]
 
-    def check_loss(self, block: Block, where: str = "loss") -> None:
+    def check_loss(self, name: str, tags: Mapping[str, Any], where: str = "loss") -> None:
         """Refuse a loss that does not fit.
+
+        Args:
+            name: of the loss.
+            tags: what it says of itself; see `losses.terms.contract`.
+            where: the place in the config, for messages.
 
         Raises:
             UserError: names the losses that do.
         """
-        tasks = block.tags.get("tasks")
+        tasks = tags.get("tasks")
         if tasks is None or self.key in tasks:
             return
         hint = ""
         if self.name == "binary":
             other = "softmax" if self.head == "sigmoid" else "sigmoid"
             if Task("binary", other, 2).key in tasks:
-                hint = f" With head={other}, {block.name} fits."
+                hint = f" With head={other}, {name} fits."
         raise UserError(
-            f"{where}={block.name}: does not fit the task {self.name} with head={self.head}; it is for"
+            f"{where}={name}: does not fit the task {self.name} with head={self.head}; it is for"
             f" {', '.join(tasks).replace('binary_softmax', 'binary with head=softmax')}."
             f" Losses that fit: {', '.join(self.legal_losses())}.{hint}"
         )
+
+    def net_outputs_for(self, expects: str) -> int:
+        """How many numbers a loss that expects this wants of the net for each instance."""
+        return self.net_outputs * (2 if expects == "mean_log_variance" else 1)
 
     def loss_input(self, output: Tensor, expects: str) -> Tensor:
         """What the loss takes, from what the net gives.
@@ -125,10 +134,13 @@ class Task:
         Returns:
             multiclass: probabilities `(N, classes)`; binary: probability of class 1 `(N,)`, or of both
             `(N, 2)` with head=softmax; multilabel: probabilities `(N, labels)`; regression: values
-            `(N, outputs)`, the exponential of the output where the loss models a log rate.
+            `(N, outputs)`, the exponential of the output where the loss models a log rate, the mean where
+            it models mean and variance.
         """
         if expects == "log_rate":
             return output.float().exp()
+        if expects == "mean_log_variance":
+            return output.float()[..., : self.outputs]
         if self.head == "linear":
             return output.float()
         return self.loss_input(output.float(), "probabilities")

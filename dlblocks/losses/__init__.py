@@ -1,7 +1,7 @@
 """The catalogue of losses: one entry a block, called with `(input, target)`.
 
-Each says what it expects of the input (`values`, `logits`, `log_probabilities`, `log_rate`) and the format
-of the target: `values` and `indicators` (0 or 1) have the input's shape, `indices` are int64 `(N,)`, and
+Each says what it expects of the input (`values`, `logits`, `log_probabilities`, `log_rate`,
+`mean_log_variance`, `embeddings`, `scores`) and the format of the target: `values` and `indicators` (0 or 1) have the input's shape, `indices` are int64 `(N,)`, and
 `distribution` is one probability for each class; `target_range` where not all numbers are legal.
 N instances, C classes.
 """
@@ -9,59 +9,22 @@ N instances, C classes.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from dlblocks.losses.entries import classes, embeddings, likelihoods, regions
+from dlblocks.losses.entry import (
+    CLASSES,
+    IGNORE,
+    REDUCTION,
+    SAME_SHAPE,
+    SMOOTHING,
+    WEIGHT,
+    entry,
+    regression,
+)
 from dlblocks.records import Block, Param
 
-_SAME = "(N, *) and (N, *)"
-_CLASSES = "(N, C) and (N,)"
-_REDUCTION = Param(
-    "reduction", "mean", "str", "over the instances (and outputs)", choices=("none", "mean", "sum")
-)
-
-
-def _entry(
-    name: str,
-    target: str,
-    *params: Param,
-    tasks: tuple[str, ...],
-    expects: str,
-    target_format: str,
-    reduction: Param = _REDUCTION,
-    **about: Any,
-) -> Block:
-    tags = {"tasks": tasks, "expects": expects, "target": target_format, **about.pop("tags", {})}
-    return Block(
-        kind="loss",
-        name=name,
-        target=target,
-        params=(*params, reduction),
-        tags=tags,
-        **about,
-    )
-
-
-def _regression(name: str, target: str, *params: Param, **about: Any) -> Block:
-    return _entry(
-        name,
-        target,
-        *params,
-        tasks=("regression",),
-        expects="values",
-        target_format="values",
-        shape=_SAME,
-        **about,
-    )
-
-
-_WEIGHT = Param("weight", None, "floats", "factor of each class; mean is then the weighted mean", "[0, inf)")
-_IGNORE = Param("ignore_index", -100, "int", "targets of this index don't count")
-_SMOOTHING = Param(
-    "label_smoothing", 0.0, "float", "share of the target spread evenly over the classes", "[0, 1]"
-)
-
 BLOCKS: tuple[Block, ...] = (
-    _regression(
+    regression(
         "mse",
         "dlblocks.losses.regression:MSE",
         aliases=("l2",),
@@ -70,7 +33,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="(x - y)^2",
         note="optax's l2_loss is half of it",
     ),
-    _regression(
+    regression(
         "mae",
         "dlblocks.losses.regression:MAE",
         aliases=("l1",),
@@ -78,7 +41,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Mean absolute error: aims at the median, and outliers weigh no more than others.",
         formula="|x - y|",
     ),
-    _regression(
+    regression(
         "huber",
         "dlblocks.losses.regression:Huber",
         Param("delta", 1.0, "float", "error at which the parabola turns into a line", "(0, inf)"),
@@ -86,7 +49,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="e^2 / 2 if |e| <= delta else delta * (|e| - delta / 2), e = x - y",
         source="Huber 1964 (Ann. Math. Stat. 35)",
     ),
-    _regression(
+    regression(
         "smooth_l1",
         "dlblocks.losses.regression:SmoothL1",
         Param("beta", 1.0, "float", "error at which the parabola turns into a line; 0 is mae", "[0, inf)"),
@@ -94,21 +57,21 @@ BLOCKS: tuple[Block, ...] = (
         formula="e^2 / (2 beta) if |e| < beta else |e| - beta / 2, e = x - y",
         source="Girshick 2015, arXiv:1504.08083",
     ),
-    _entry(
+    entry(
         "poisson_nll",
-        "dlblocks.losses.regression:PoissonNLL",
+        "dlblocks.losses.likelihood:PoissonNLL",
         Param("full", False, "bool", "add Stirling's approximation of log y!, where y > 1"),
         tasks=("regression",),
         expects="log_rate",
         target_format="values",
-        shape=_SAME,
+        shape=SAME_SHAPE,
         source="Nelder & Wedderburn 1972 (J. R. Stat. Soc. A 135)",
         summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
         formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
         note="Keras's takes the rate itself",
         tags={"target_range": "[0, inf)"},
     ),
-    _entry(
+    entry(
         "bce",
         "dlblocks.losses.classification:BCE",
         Param(
@@ -118,19 +81,19 @@ BLOCKS: tuple[Block, ...] = (
         tasks=("binary", "multilabel"),
         expects="logits",
         target_format="indicators",
-        shape=_SAME,
+        shape=SAME_SHAPE,
         aliases=("binary_cross_entropy",),
         source="Good 1952 (J. R. Stat. Soc. B 14)",
         summary="Binary cross-entropy on logits, fused with the sigmoid.",
         formula="-(w y log s + (1 - y) log(1 - s)), s = 1 / (1 + exp(-x))",
         note="Keras's takes probabilities by default",
     ),
-    _entry(
+    entry(
         "cross_entropy",
         "dlblocks.losses.classification:CrossEntropy",
-        _WEIGHT,
-        _IGNORE,
-        _SMOOTHING,
+        WEIGHT,
+        IGNORE,
+        SMOOTHING,
         tasks=("multiclass", "binary_softmax"),
         expects="logits",
         target_format="indices",
@@ -142,20 +105,20 @@ BLOCKS: tuple[Block, ...] = (
         note="Keras's takes probabilities by default; with weight, the mean of one-hot and soft targets"
         " divides by N, that of indices by the sum of their weights, as in torch",
     ),
-    _entry(
+    entry(
         "nll",
         "dlblocks.losses.classification:NLL",
-        _WEIGHT,
-        _IGNORE,
+        WEIGHT,
+        IGNORE,
         tasks=("multiclass", "binary_softmax"),
         expects="log_probabilities",
         target_format="indices",
-        shape=_CLASSES,
+        shape=CLASSES,
         source="Fisher 1922 (Phil. Trans. R. Soc. A 222)",
         summary="Negative log-likelihood, of log-probabilities.",
         formula="-x[y]",
     ),
-    _entry(
+    entry(
         "kl_div",
         "dlblocks.losses.classification:KLDiv",
         Param("log_target", False, "bool", "the target is log-probabilities too"),
@@ -168,22 +131,22 @@ BLOCKS: tuple[Block, ...] = (
         source="Kullback & Leibler 1951 (Ann. Math. Stat. 22)",
         note="batchmean, the mathematical mean over instances; torch's default mean divides by N * C",
         reduction=replace(
-            _REDUCTION, default="batchmean", choices=("none", "batchmean", "mean", "sum"), origin="mean"
+            REDUCTION, default="batchmean", choices=("none", "batchmean", "mean", "sum"), origin="mean"
         ),
     ),
-    _entry(
+    entry(
         "hinge",
         "dlblocks.losses.classification:Hinge",
         Param("margin", 1.0, "float", "score beyond which an instance costs nothing", "(0, inf)"),
         tasks=("binary", "multilabel"),
         expects="logits",
         target_format="indicators",
-        shape=_SAME,
+        shape=SAME_SHAPE,
         summary="Hinge loss of a maximum-margin classifier, on scores.",
         formula="max(0, margin - y x), y = -1 or 1; a target of 0 counts as -1",
         source="Cortes & Vapnik 1995 (Machine Learning 20)",
     ),
-    _regression(
+    regression(
         "quantile",
         "dlblocks.losses.regression:Quantile",
         Param("q", 0.5, "float", "the quantile to aim at", "(0, 1)"),
@@ -192,26 +155,26 @@ BLOCKS: tuple[Block, ...] = (
         formula="max(q e, (q - 1) e), e = y - x",
         source="Koenker & Bassett 1978 (Econometrica 46)",
     ),
-    _regression(
+    regression(
         "log_cosh",
         "dlblocks.losses.regression:LogCosh",
         summary="Squared for small errors, linear for large ones, smooth throughout.",
         formula="log(cosh(x - y))",
         source="Keras LogCosh",
     ),
-    _entry(
+    entry(
         "squared_hinge",
         "dlblocks.losses.classification:SquaredHinge",
         Param("margin", 1.0, "float", "score beyond which an instance costs nothing", "(0, inf)"),
         tasks=("binary", "multilabel"),
         expects="logits",
         target_format="indicators",
-        shape=_SAME,
+        shape=SAME_SHAPE,
         summary="Hinge loss squared, and so smooth.",
         formula="max(0, margin - y x)^2, y = -1 or 1; a target of 0 counts as -1",
         source="Keras SquaredHinge, after Cortes & Vapnik 1995 (Machine Learning 20)",
     ),
-    _entry(
+    entry(
         "binary_focal",
         "dlblocks.losses.classification:BinaryFocal",
         Param("gamma", 2.0, "float", "how much less easy instances count; 0 is bce", "[0, inf)"),
@@ -219,22 +182,43 @@ BLOCKS: tuple[Block, ...] = (
         tasks=("binary", "multilabel"),
         expects="logits",
         target_format="indicators",
-        shape=_SAME,
+        shape=SAME_SHAPE,
         summary="Binary cross-entropy on logits whose easy instances count less.",
         formula="-a_y (1 - p_y)^gamma log p_y, p_y the probability of the target",
         source="Lin et al. 2017, arXiv:1708.02002",
         note="no alpha by default; the paper's is 0.25",
     ),
-    _entry(
+    entry(
         "focal",
         "dlblocks.losses.classification:Focal",
         Param("gamma", 2.0, "float", "how much less easy instances count; 0 is cross_entropy", "[0, inf)"),
         tasks=("multiclass", "binary_softmax"),
         expects="logits",
         target_format="indices",
-        shape=_CLASSES,
+        shape=CLASSES,
         summary="Categorical cross-entropy on logits whose easy instances count less.",
         formula="-(1 - p_y)^gamma log p_y, p = softmax(x)",
         source="Lin et al. 2017, arXiv:1708.02002",
+    ),
+    *likelihoods.BLOCKS,
+    *classes.BLOCKS,
+    *regions.BLOCKS,
+    *embeddings.BLOCKS,
+    Block(
+        kind="loss",
+        name="sum",
+        target="dlblocks.losses.combined:Sum",
+        params=(
+            Param(
+                "terms", None, "any", "loss -> its weight, or {weight: ..., parameters}: {mse: 1.0, mae: 0.1}"
+            ),
+            REDUCTION,
+        ),
+        summary="A weighted sum of losses that take the same input and target.",
+        formula="sum_k w_k loss_k(x, y)",
+        shape="that of its terms",
+        source="dlblocks",
+        # Those of its terms: see `terms.contract`.
+        tags={"tasks": None, "expects": None, "target": None},
     ),
 )

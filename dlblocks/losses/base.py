@@ -13,17 +13,22 @@ from dlblocks.errors import UserError
 
 
 class Loss(nn.Module, ABC):
-    """A loss called with `(input, target)`; a subclass writes its formula in `values`.
+    """A loss called with `(input, target, sample_weight=None)`; a subclass writes its formula in `values`.
 
     Computed in float32 at least, also under autocast: exponentials and logarithms of half-precision
     numbers overflow and vanish. A target of the input's shape may have any type and takes the input's;
     one of another shape is indices.
 
+    With `sample_weight` s `(N,)`, the values `l` of instance i are multiplied by s_i; `none` gives them,
+    `sum` their sum, `mean` is `sum s_i l_i / sum s_i c_i`, where c_i is how much an instance counts in the
+    loss's own mean: its class weight, 0 if it is ignored, else 1 for each of its values.
+
     Args:
         reduction: one of the class's `reductions`.
 
     Raises:
-        ValueError: a reduction that the loss doesn't have.
+        ValueError: a reduction that the loss doesn't have, shapes that don't belong together, or weights
+            that are not one for each instance.
     """
 
     reductions: ClassVar[tuple[str, ...]] = ("none", "mean", "sum")
@@ -36,20 +41,36 @@ class Loss(nn.Module, ABC):
             )
         self.reduction = reduction
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         self.check(input, target)
-        input = _wide(input)
-        target = target.to(input.dtype) if target.shape == input.shape else target.long()
+        input = wide(input)
+        target = target.to(input.dtype) if target.shape == input.shape else self.typed(target, input)
         device = input.device.type
         # Entering a context costs more than the loss of a small batch; outside autocast there is no need.
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return self.values(input, target)
+            return self._weighted(input, target, sample_weight)
         with torch.autocast(device, enabled=False):
-            return self.values(input, target)
+            return self._weighted(input, target, sample_weight)
+
+    def _weighted(self, input: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
+        if sample_weight is None:
+            return self.values(input, target, self.reduction)
+        values = self.values(input, target, "none")
+        return weighted(
+            values, sample_weight, self.counts(input, target), self.reduction, type(self).__name__
+        )
 
     @abstractmethod
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         """The reduced loss, by torch's function or `reduced`."""
+
+    def counts(self, input: Tensor, target: Tensor) -> Tensor | None:  # noqa: ARG002
+        """How much each value counts in the mean; None for all alike."""
+        return None
+
+    def typed(self, target: Tensor, input: Tensor) -> Tensor:  # noqa: ARG002
+        """A target of another shape than the input's, in the type that the formula needs."""
+        return target.long()
 
     def check(self, input: Tensor, target: Tensor) -> None:
         """Refuse shapes that don't belong together, which broadcasting would let pass in silence.
@@ -63,23 +84,51 @@ class Loss(nn.Module, ABC):
                 " have the same shape"
             )
 
-    def reduced(self, values: Tensor) -> Tensor:
-        """The values of all instances and outputs, reduced."""
-        match self.reduction:
-            case "none":
-                return values
-            case "mean":
-                return values.mean()
-            case "batchmean":
-                return values.sum() / len(values)
-            case _:
-                return values.sum()
-
     def extra_repr(self) -> str:
         given = {
             key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"
         }
         return ", ".join(f"{key}={value}" for key, value in given.items())
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """The values of all instances and outputs: `none`, `mean`, `sum`, or `batchmean`, their sum over N."""
+    match reduction:
+        case "none":
+            return values
+        case "mean":
+            return values.mean()
+        case "batchmean":
+            return values.sum() / len(values)
+        case _:
+            return values.sum()
+
+
+def weighted(
+    values: Tensor, sample_weight: Tensor, counts: Tensor | None, reduction: str, name: str
+) -> Tensor:
+    """The values, each instance multiplied by its weight, reduced; see `Loss`.
+
+    Raises:
+        ValueError: weights that are not one for each instance.
+    """
+    if sample_weight.shape != values.shape[:1]:
+        raise ValueError(
+            f"{name}: sample_weight {tuple(sample_weight.shape)} must have one number for each of the"
+            f" {values.shape[0] if values.ndim else 0} instances"
+        )
+    s = sample_weight.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+    product = s * values
+    match reduction:
+        case "none":
+            return product
+        case "mean":
+            each = torch.ones_like(values) if counts is None else counts.expand_as(values)
+            return product.sum() / (s * each).sum()
+        case "batchmean":
+            return product.sum() / s.sum()
+        case _:
+            return product.sum()
 
 
 class ClassWeights(nn.Module):
@@ -107,6 +156,38 @@ class ClassWeights(nn.Module):
             )
         return self.weight.to(input.dtype)
 
+    def of(self, input: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        """The weight of each index of the target; 0 of those ignored."""
+        counted = target != ignore_index
+        weight = self(input, input.shape[1])
+        if weight is None:
+            return counted.to(input.dtype)
+        counts: Tensor = weight[torch.where(counted, target, 0)] * counted
+        return counts
 
-def _wide(tensor: Tensor) -> Tensor:
+
+def check_classes(loss: nn.Module, input: Tensor, target: Tensor, soft: bool) -> None:
+    """Refuse what is not `(N, C, *)` with indices `(N, *)`, or, if `soft`, with probabilities `(N, C, *)`.
+
+    Raises:
+        ValueError: says both shapes.
+    """
+    if soft and target.shape == input.shape:
+        return
+    if input.ndim >= 2 and target.shape == (input.shape[0], *input.shape[2:]):
+        if target.is_floating_point():
+            raise ValueError(
+                f"{type(loss).__name__}: target {tuple(target.shape)} holds indices, which are whole numbers;"
+                f" got {target.dtype}"
+            )
+        return
+    legal = "(N,) of indices" + (" or (N, C) of probabilities" if soft else "")
+    raise ValueError(
+        f"{type(loss).__name__}: input {tuple(input.shape)} must be (N, C), and target"
+        f" {tuple(target.shape)} {legal}"
+    )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import ClassWeights, Loss
+from dlblocks.losses.base import ClassWeights, Loss, check_classes, reduced
 
 
 class BCE(Loss):
@@ -37,11 +37,11 @@ class BCE(Loss):
         self.pos_weight = ClassWeights(pos_weight, "loss.pos_weight")
         self.label_smoothing = label_smoothing
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1)
-        return F.binary_cross_entropy_with_logits(input, target, pos_weight=weight, reduction=self.reduction)
+        return F.binary_cross_entropy_with_logits(input, target, pos_weight=weight, reduction=reduction)
 
 
 class CrossEntropy(Loss):
@@ -81,21 +81,24 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
 
     def check(self, input: Tensor, target: Tensor) -> None:
-        _check_classes(self, input, target, soft=True)
+        check_classes(self, input, target, soft=True)
         if self.ignore_index >= 0 and target.shape == input.shape:
             raise ValueError(
                 f"CrossEntropy: ignore_index={self.ignore_index} needs a target of indices (N,), got one-hot"
                 f" or soft {tuple(target.shape)}"
             )
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def counts(self, input: Tensor, target: Tensor) -> Tensor | None:
+        return None if target.shape == input.shape else self.weight.of(input, target, self.ignore_index)
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         return F.cross_entropy(
             input,
             target,
             weight=self.weight(input, input.shape[1]),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
+            reduction=reduction,
         )
 
 
@@ -125,13 +128,14 @@ class NLL(Loss):
         self.ignore_index = ignore_index
 
     def check(self, input: Tensor, target: Tensor) -> None:
-        _check_classes(self, input, target, soft=False)
+        check_classes(self, input, target, soft=False)
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def counts(self, input: Tensor, target: Tensor) -> Tensor | None:
+        return self.weight.of(input, target, self.ignore_index)
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         weight = self.weight(input, input.shape[1])
-        return F.nll_loss(
-            input, target, weight=weight, ignore_index=self.ignore_index, reduction=self.reduction
-        )
+        return F.nll_loss(input, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction)
 
 
 class KLDiv(Loss):
@@ -157,11 +161,11 @@ class KLDiv(Loss):
         super().__init__(reduction)
         self.log_target = log_target
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own has no batching rule, which stacked runs need.
         if self.log_target:
-            return self.reduced(target.exp() * (target - input))
-        return self.reduced(torch.xlogy(target, target) - target * input)
+            return reduced(target.exp() * (target - input), reduction)
+        return reduced(torch.xlogy(target, target) - target * input, reduction)
 
 
 class Hinge(Loss):
@@ -184,8 +188,8 @@ class Hinge(Loss):
         super().__init__(reduction)
         self.margin = margin
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.reduced(self.violations(input, target))
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return reduced(self.violations(input, target), reduction)
 
     def violations(self, input: Tensor, target: Tensor) -> Tensor:
         """How far each score falls short of the margin."""
@@ -205,8 +209,8 @@ class SquaredHinge(Hinge):
     tensor(0.5000)
     """
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.reduced(self.violations(input, target).square())
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return reduced(self.violations(input, target).square(), reduction)
 
 
 class BinaryFocal(Loss):
@@ -232,12 +236,12 @@ class BinaryFocal(Loss):
         self.gamma = gamma
         self.alpha = alpha
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         log_p = F.logsigmoid(input) * target + F.logsigmoid(-input) * (1 - target)
         loss = _focused(log_p, self.gamma)
         if self.alpha is not None:
             loss = loss * (self.alpha * target + (1 - self.alpha) * (1 - target))
-        return self.reduced(loss)
+        return reduced(loss, reduction)
 
 
 class Focal(Loss):
@@ -262,31 +266,14 @@ class Focal(Loss):
         self.gamma = gamma
 
     def check(self, input: Tensor, target: Tensor) -> None:
-        _check_classes(self, input, target, soft=False)
+        check_classes(self, input, target, soft=False)
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         log_p = -F.nll_loss(input.log_softmax(1), target, reduction="none")
-        return self.reduced(_focused(log_p, self.gamma))
+        return reduced(_focused(log_p, self.gamma), reduction)
 
 
 def _focused(log_p: Tensor, gamma: float) -> Tensor:
     # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
     rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
     return -(rest**gamma) * log_p
-
-
-def _check_classes(loss: Loss, input: Tensor, target: Tensor, soft: bool) -> None:
-    if soft and target.shape == input.shape:
-        return
-    if input.ndim >= 2 and target.shape == (input.shape[0], *input.shape[2:]):
-        if target.is_floating_point():
-            raise ValueError(
-                f"{type(loss).__name__}: target {tuple(target.shape)} holds indices, which are whole numbers;"
-                f" got {target.dtype}"
-            )
-        return
-    legal = "(N,) of indices" + (" or (N, C) of probabilities" if soft else "")
-    raise ValueError(
-        f"{type(loss).__name__}: input {tuple(input.shape)} must be (N, C), and target"
-        f" {tuple(target.shape)} {legal}"
-    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import Loss
+from dlblocks.losses.base import Loss, reduced
 
 
 class MSE(Loss):
@@ -21,8 +21,8 @@ class MSE(Loss):
     tensor(2.)
     """
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(input, target, reduction=self.reduction)
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return F.mse_loss(input, target, reduction=reduction)
 
 
 class MAE(Loss):
@@ -35,8 +35,8 @@ class MAE(Loss):
     tensor(1.)
     """
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(input, target, reduction=self.reduction)
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return F.l1_loss(input, target, reduction=reduction)
 
 
 class Huber(Loss):
@@ -57,8 +57,8 @@ class Huber(Loss):
         super().__init__(reduction)
         self.delta = delta
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return F.huber_loss(input, target, reduction=reduction, delta=self.delta)
 
 
 class SmoothL1(Loss):
@@ -80,31 +80,8 @@ class SmoothL1(Loss):
         super().__init__(reduction)
         self.beta = beta
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
-
-
-class PoissonNLL(Loss):
-    """`exp(x) - y x`, the negative log-likelihood of counts `y` up to a constant; `x` is the logarithm of
-    the rate (Nelder & Wedderburn 1972).
-
-    Shape: `(N, *)` and `(N, *)`.
-
-    Args:
-        full: add Stirling's approximation of the constant, `y log y - y + log(2 pi y) / 2`, where `y > 1`.
-        reduction: `none`, `mean` or `sum`.
-
-    >>> import torch
-    >>> PoissonNLL()(torch.tensor([0.0]), torch.tensor([3]))
-    tensor(1.)
-    """
-
-    def __init__(self, full: bool = False, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        self.full = full
-
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.poisson_nll_loss(input, target, log_input=True, full=self.full, reduction=self.reduction)
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return F.smooth_l1_loss(input, target, reduction=reduction, beta=self.beta)
 
 
 class Quantile(Loss):
@@ -127,9 +104,9 @@ class Quantile(Loss):
         super().__init__(reduction)
         self.q = q
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         error = target - input
-        return self.reduced(torch.maximum(self.q * error, (self.q - 1) * error))
+        return reduced(torch.maximum(self.q * error, (self.q - 1) * error), reduction)
 
 
 class LogCosh(Loss):
@@ -145,6 +122,70 @@ class LogCosh(Loss):
     tensor(499.6534)
     """
 
-    def values(self, input: Tensor, target: Tensor) -> Tensor:
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         error = (input - target).abs()
-        return self.reduced(error + F.softplus(-2 * error) - log(2))
+        return reduced(error + F.softplus(-2 * error) - log(2), reduction)
+
+
+class MSLE(Loss):
+    """`(log(1 + x) - log(1 + y))^2`: the squared error of the order of magnitude (Keras).
+
+    Shape: `(N, *)` and `(N, *)`; targets not below 0; an input below 0 counts as 0.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> MSLE()(torch.tensor([0.0]), torch.tensor([1.0])).sqrt()
+    tensor(0.6931)
+    """
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return F.mse_loss(input.clamp_min(0).log1p(), target.log1p(), reduction=reduction)
+
+
+class MAPE(Loss):
+    """`|x - y| / max(|y|, eps)`: the error as a share of the target (Keras, there in percent).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Args:
+        eps: the least size of a target.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> MAPE()(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+    tensor(0.5000)
+    """
+
+    def __init__(self, eps: float = 1e-7, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.eps = eps
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return reduced((input - target).abs() / target.abs().clamp_min(self.eps), reduction)
+
+
+class CosineSimilarity(Loss):
+    """`1 - x . y / (|x| |y|)` over the last dimension: whether the direction is right.
+
+    Shape: `(N, *, D)` and `(N, *, D)`; a value for each vector.
+
+    Args:
+        eps: the least product of the lengths.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> CosineSimilarity()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor(1.)
+    """
+
+    def __init__(self, eps: float = 1e-8, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.eps = eps
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return reduced(1 - F.cosine_similarity(input, target, dim=-1, eps=self.eps), reduction)

@@ -1,0 +1,1 @@
+"""More of the catalogue of losses, by family."""

@@ -1,0 +1,131 @@
+"""Losses of scores: classes told apart by a margin. N instances, C classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlblocks.losses.base import Loss, check_classes, reduced
+
+
+class SoftMargin(Loss):
+    """`log(1 + exp(-y x))` with `y` -1 or 1; a target of 0 counts as -1: bce, with another target.
+
+    Shape: `(N, *)` and `(N, *)`. Source: torch.nn.SoftMarginLoss.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> SoftMargin()(torch.tensor([0.0]), torch.tensor([1.0]))
+    tensor(0.6931)
+    """
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        # torch's own overflows where a score is far on the wrong side.
+        return reduced(F.softplus(-_sign(target, input) * input), reduction)
+
+
+class Perceptron(Loss):
+    """`max(0, -y x)` with `y` -1 or 1; a target of 0 counts as -1 (Rosenblatt 1958).
+
+    Shape: `(N, *)` and `(N, *)`.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> Perceptron()(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0]))
+    tensor(1.)
+    """
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        return reduced((-_sign(target, input) * input).clamp_min(0), reduction)
+
+
+class MultiMargin(Loss):
+    """`sum_(c != y) max(0, margin - x_y + x_c)^p / C` (Weston & Watkins 1999).
+
+    Shape: `(N, C)` scores and indices `(N,)`.
+
+    Args:
+        p: 1, or 2 for squares.
+        margin: by how much the score of the target has to be above each other.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: shapes that don't belong together.
+
+    >>> MultiMargin()(torch.tensor([[0.0, 0.5]]), torch.tensor([0]))
+    tensor(0.7500)
+    """
+
+    def __init__(self, p: int = 1, margin: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.p, self.margin = p, margin
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        check_classes(self, input, target, soft=False)
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        # torch's own has no batching rule, which stacked runs need.
+        short = (self.margin - _of_target(input, target) + input).clamp_min(0) ** self.p
+        others = short * ~F.one_hot(target, input.shape[1]).movedim(-1, 1).bool()
+        return reduced(others.sum(1) / input.shape[1], reduction)
+
+
+class CategoricalHinge(Loss):
+    """`max(0, margin + max_(c != y) x_c - x_y)`: the margin to the strongest other class (Crammer & Singer 2001).
+
+    Shape: `(N, C)` scores and indices `(N,)`.
+
+    Args:
+        margin: by how much the score of the target has to be above the strongest other; 0 is the
+            perceptron's loss.
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        ValueError: shapes that don't belong together.
+
+    >>> CategoricalHinge()(torch.tensor([[2.0, 0.0, 1.5]]), torch.tensor([0]))
+    tensor(0.5000)
+    """
+
+    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        check_classes(self, input, target, soft=False)
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        is_target = F.one_hot(target, input.shape[1]).movedim(-1, 1).bool()
+        strongest = input.masked_fill(is_target, -torch.inf).amax(1)
+        return reduced(
+            (self.margin + strongest - _of_target(input, target).squeeze(1)).clamp_min(0), reduction
+        )
+
+
+class MultilabelMargin(Loss):
+    """`sum_(i wanted, j not) max(0, 1 - x_i + x_j) / C`: each wanted label above each other (torch).
+
+    Shape: `(N, C)` scores and `(N, C)` targets 0 or 1.
+
+    Raises:
+        ValueError: two shapes.
+
+    >>> MultilabelMargin()(torch.tensor([[0.5, 0.0]]), torch.tensor([[1, 0]]))
+    tensor(0.2500)
+    """
+
+    def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+        short = (1 - input.unsqueeze(-1) + input.unsqueeze(-2)).clamp_min(0)
+        counted = target.unsqueeze(-1) * (1 - target).unsqueeze(-2)
+        return reduced((short * counted).sum((-2, -1)) / input.shape[-1], reduction)
+
+
+def _sign(target: Tensor, like: Tensor) -> Tensor:
+    return target.gt(0).to(like.dtype) * 2 - 1
+
+
+def _of_target(input: Tensor, target: Tensor) -> Tensor:
+    return input.gather(1, target.unsqueeze(1))
