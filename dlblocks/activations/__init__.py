@@ -62,7 +62,11 @@ BLOCKS: tuple[Block, ...] = (
         summary="ReLU whose negative side keeps a small slope, so that no unit dies.",
         formula="x if x >= 0 else negative_slope * x",
         source="Maas et al. 2013 (ICML workshop)",
-        note="slope 0.1 here; torch and JAX have 0.01, Keras's layer 0.3, its function 0.2",
+        differs_from={
+            "torch": "slope 0.01",
+            "jax": "slope 0.01",
+            "keras": "slope 0.3 in its layer, 0.2 in its function",
+        },
     ),
     _entry(
         "prelu",
@@ -74,7 +78,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="x if x >= 0 else a * x",
         shape="(N, features, *) -> (N, features, *)",
         source="He et al. 2015, arXiv:1502.01852",
-        note="one shared slope as in torch; Keras learns one for each element and starts from zero",
+        differs_from={"keras": "learns a slope for each element, from 0"},
         tags={"trainable": True},
     ),
     _entry(
@@ -143,7 +147,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="x times the probability that a standard normal is below x.",
         formula="x * Phi(x) = x * (1 + erf(x / sqrt(2))) / 2; tanh: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2",
         source="Hendrycks & Gimpel 2016, arXiv:1606.08415",
-        note="exact by default, as in torch; JAX's default is the tanh approximation",
+        differs_from={"jax": "the tanh approximation by default"},
     ),
     _entry(
         "silu",
@@ -297,7 +301,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Values above a threshold, a constant below.",
         formula="x if x > threshold else value",
         source="Konda et al. 2014, arXiv:1402.3337",
-        note="torch has no defaults; these are Keras 2's",
+        differs_from={"torch": "has no defaults"},
     ),
     _entry(
         "quick_gelu",
@@ -340,7 +344,8 @@ BLOCKS: tuple[Block, ...] = (
         summary="Squared ReLU with a learnt scale and bias.",
         formula="s * max(x, 0)^2 + b",
         source="Yu et al. 2022, arXiv:2210.13452",
-        note="starts from the paper's values for mean 0 and variance 1; timm's starts from 1 and 0",
+        note="starts from the paper's values, which give mean 0 and variance 1",
+        differs_from={"timm": "starts from scale 1 and bias 0"},
         tags={"trainable": True},
     ),
     _entry(

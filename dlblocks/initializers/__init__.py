@@ -85,7 +85,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Keras RandomNormal",
         summary="Normal of a fixed standard deviation, whatever the size of the layer.",
         formula="N(mean, std^2)",
-        note="std 0.05 as in Keras; torch's default is 1.0, JAX's 0.01",
+        differs_from={"torch": "std 1 by default", "jax": "std 0.01 by default"},
     ),
     _entry(
         "uniform",
@@ -96,7 +96,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Keras RandomUniform",
         summary="Uniform of fixed bounds, whatever the size of the layer.",
         formula="U(low, high)",
-        note="bounds as in Keras; torch's and JAX's defaults are positive only",
+        differs_from={"torch": "from 0 to 1 by default", "jax": "from 0 to 0.01 by default"},
     ),
     _entry(
         "truncated_normal",
@@ -107,7 +107,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Keras TruncatedNormal",
         summary="Normal cut at two standard deviations.",
         formula="N(mean, std^2) within mean +- 2 std; the standard deviation left is 0.8796 std",
-        note="cut relative to std as in Keras and JAX; torch's bounds are absolute",
+        differs_from={"torch": "cut at -2 and 2, whatever std is"},
     ),
     _entry(
         "lecun_normal",
@@ -133,7 +133,8 @@ BLOCKS: tuple[Block, ...] = (
         summary="Keeps the variance through a layer followed by ReLU.",
         formula="std = sqrt(2 / fan_in), truncated at 2 std / 0.8796",
         source=_HE,
-        note=_KERAS + "; torch's kaiming_normal is not truncated",
+        note=_KERAS,
+        differs_from={"torch": "kaiming_normal_ is not truncated"},
     ),
     _entry(
         "he_uniform",
@@ -150,7 +151,8 @@ BLOCKS: tuple[Block, ...] = (
         summary="Between keeping the variance forward and backward; the pair of tanh and sigmoid.",
         formula="std = sqrt(2 / (fan_in + fan_out)), truncated at 2 std / 0.8796",
         source=_GLOROT,
-        note=_KERAS + "; torch's xavier_normal is not truncated",
+        note=_KERAS,
+        differs_from={"torch": "xavier_normal_ is not truncated"},
     ),
     _entry(
         "glorot_uniform",
@@ -230,7 +232,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="The general form of lecun, glorot and he.",
         formula="variance scale / n; n = fan_in, fan_out, (fan_in + fan_out) / 2 or sqrt(fan_in fan_out)",
         source="Keras VarianceScaling, after He et al. 2015, arXiv:1502.01852",
-        note="normal is not truncated, as in JAX; Keras's normal is its truncated_normal",
+        differs_from={"keras": "its normal is its truncated_normal; scale 1 by default"},
     ),
     _entry(
         "identity",
@@ -263,6 +265,6 @@ BLOCKS: tuple[Block, ...] = (
         summary="Few weights for each output, the others 0.",
         formula="N(0, std^2) for 1 - sparsity of the inputs of each output, else 0",
         source="Martens 2010 (ICML)",
-        note="torch's sparse_ sets zeros for each input, not each output, and has no default sparsity",
+        differs_from={"torch": "sets zeros for each input, not each output"},
     ),
 )

@@ -31,7 +31,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Legendre 1805; Gauss 1809",
         summary="Mean squared error: the log-likelihood of a normal of fixed width.",
         formula="(x - y)^2",
-        note="optax's l2_loss is half of it",
+        differs_from={"optax": "l2_loss is half of it"},
     ),
     regression(
         "mae",
@@ -68,7 +68,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Nelder & Wedderburn 1972 (J. R. Stat. Soc. A 135)",
         summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
         formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
-        note="Keras's takes the rate itself",
+        differs_from={"keras": "takes the rate itself"},
         tags={"target_range": "[0, inf)"},
     ),
     entry(
@@ -86,7 +86,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Good 1952 (J. R. Stat. Soc. B 14)",
         summary="Binary cross-entropy on logits, fused with the sigmoid.",
         formula="-(w y log s + (1 - y) log(1 - s)), s = 1 / (1 + exp(-x))",
-        note="Keras's takes probabilities by default",
+        differs_from={"keras": "takes probabilities by default"},
     ),
     entry(
         "cross_entropy",
@@ -102,8 +102,9 @@ BLOCKS: tuple[Block, ...] = (
         source="Good 1952 (J. R. Stat. Soc. B 14); label smoothing: Szegedy et al. 2015, arXiv:1512.00567",
         summary="Categorical cross-entropy on logits, fused with the softmax.",
         formula="-sum_c y_c log p_c, p = softmax(x)",
-        note="Keras's takes probabilities by default; with weight, the mean of one-hot and soft targets"
-        " divides by N, that of indices by the sum of their weights, as in torch",
+        note="with weight, the mean of one-hot and soft targets divides by N, that of indices by the sum of"
+        " their weights, as in torch",
+        differs_from={"keras": "takes probabilities by default"},
     ),
     entry(
         "nll",
@@ -129,7 +130,8 @@ BLOCKS: tuple[Block, ...] = (
         summary="Kullback-Leibler divergence of the input's distribution from the target's.",
         formula="sum_c y_c (log y_c - x_c)",
         source="Kullback & Leibler 1951 (Ann. Math. Stat. 22)",
-        note="batchmean, the mathematical mean over instances; torch's default mean divides by N * C",
+        note="batchmean is the mathematical mean over instances",
+        differs_from={"torch": "its mean, by default, is over all N * C numbers"},
         reduction=replace(
             REDUCTION, default="batchmean", choices=("none", "batchmean", "mean", "sum"), origin="mean"
         ),

@@ -94,8 +94,10 @@ BLOCKS: tuple[Block, ...] = (
         formula="b_1 = g, b_t = momentum * b_(t-1) + (1 - dampening) * g; theta -= lr * b_t;"
         " nesterov: theta -= lr * (g + momentum * b_t)",
         source="Robbins & Monro 1951; momentum: Polyak 1964; nesterov: Sutskever et al. 2013 (ICML)",
-        note="lr 0.01 as in Keras, 0.001 in torch; the momentum holds gradients, Keras's holds"
-        " lr * g, so the two part where a scheduler changes lr",
+        differs_from={
+            "torch": "lr 0.001 by default",
+            "keras": "its momentum holds lr * g, so the two part where a scheduler changes lr",
+        },
     ),
     _entry(
         "adam",
@@ -109,8 +111,8 @@ BLOCKS: tuple[Block, ...] = (
         formula="m_t = beta_1 m_(t-1) + (1 - beta_1) g; v_t = beta_2 v_(t-1) + (1 - beta_2) g^2;"
         " theta -= lr * (m_t / (1 - beta_1^t)) / (sqrt(v_t / (1 - beta_2^t)) + eps)",
         source="Kingma & Ba 2014, arXiv:1412.6980",
-        note="Keras adds its eps (1e-7) before the bias correction; weight decay here is l2, through the"
-        " averages: adamw has the decoupled one",
+        note="weight decay is l2, through the averages: adamw has the decoupled one",
+        differs_from={"keras": "eps, 1e-7 by default, is added before the bias correction"},
     ),
     _entry(
         "adamw",
@@ -124,7 +126,11 @@ BLOCKS: tuple[Block, ...] = (
         summary="Adam whose weight decay does not pass through the averages.",
         formula="theta -= lr * weight_decay * theta; then as adam",
         source="Loshchilov & Hutter 2017, arXiv:1711.05101",
-        note="weight_decay 0.01 as in torch; Keras 0.004, optax 0.0001; all multiply it by lr",
+        note="weight_decay is multiplied by lr",
+        differs_from={
+            "keras": "weight_decay 0.004 by default; eps, 1e-7 by default, is added before the bias correction",
+            "optax": "weight_decay 0.0001 by default",
+        },
     ),
     _entry(
         "rmsprop",
@@ -139,7 +145,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="v_t = alpha v_(t-1) + (1 - alpha) g^2; centered: a_t = alpha a_(t-1) + (1 - alpha) g,"
         " s = v_t - a_t^2, else s = v_t; b_t = momentum * b_(t-1) + g / (sqrt(s) + eps); theta -= lr * b_t",
         source="Tieleman & Hinton 2012 (Coursera lecture 6.5); centered: Graves 2013, arXiv:1308.0850",
-        note="Keras: alpha 0.9, lr 0.001, eps 1e-7 inside the root",
+        differs_from={"keras": "eps inside the root; alpha 0.9, lr 0.001 and eps 1e-7 by default"},
     ),
     _entry(
         "adagrad",
@@ -152,7 +158,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="The gradient over the root of the sum of all its squares: rarely moved weights move more.",
         formula="G_t = G_(t-1) + g^2; theta -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(G_t) + eps)",
         source="Duchi et al. 2011 (JMLR 12)",
-        note="Keras: lr 0.001, G_0 = 0.1, eps 1e-7 inside the root",
+        differs_from={"keras": "eps inside the root; lr 0.001, G_0 = 0.1 and eps 1e-7 by default"},
     ),
     _entry(
         "adadelta",
@@ -165,7 +171,8 @@ BLOCKS: tuple[Block, ...] = (
         formula="v_t = rho v_(t-1) + (1 - rho) g^2; d_t = sqrt(u_(t-1) + eps) / sqrt(v_t + eps) * g;"
         " u_t = rho u_(t-1) + (1 - rho) d_t^2; theta -= lr * d_t",
         source="Zeiler 2012, arXiv:1212.5701",
-        note="the paper has no lr: 1 is the paper's; Keras's default 0.001 is 1000 times slower",
+        note="the paper has no lr: 1 is the paper's",
+        differs_from={"keras": "lr 0.001, rho 0.95 and eps 1e-7 by default"},
     ),
     _entry(
         "nadam",
@@ -181,8 +188,11 @@ BLOCKS: tuple[Block, ...] = (
         " theta -= lr * ((1 - mu_t) g / (1 - P_t) + mu_(t+1) m_t / (1 - P_(t+1)))"
         " / (sqrt(v_t / (1 - beta_2^t)) + eps)",
         source="Dozat 2016 (ICLR workshop, openreview OM0jvwB8jIp57ZJjtNEZ)",
-        note="Keras's warm-up of mu is 250 times faster (momentum_decay 1), optax has none, so the first"
-        " steps differ; decay is l2 unless decoupled_weight_decay",
+        note="decay is l2 unless decoupled_weight_decay",
+        differs_from={
+            "keras": "momentum_decay is 1; lr 0.001 and eps 1e-7 by default",
+            "optax": "mu stays beta_1, so the first steps differ",
+        },
     ),
     _entry(
         "radam",
@@ -210,7 +220,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Adam with the largest gradient in place of the root mean square.",
         formula="m_t as adam; u_t = max(beta_2 u_(t-1), |g| + eps); theta -= lr / (1 - beta_1^t) * m_t / u_t",
         source="Kingma & Ba 2014, arXiv:1412.6980",
-        note="Keras: lr 0.001, eps 1e-7 added to u_t",
+        differs_from={"keras": "eps is added to u_t; lr 0.001 and eps 1e-7 by default"},
     ),
     Block(
         kind="optimizer",
@@ -241,8 +251,8 @@ BLOCKS: tuple[Block, ...] = (
         formula="s_i = theta_(i+1) - theta_i, y_i = g_(i+1) - g_i; theta -= a_t H_t g, H_t from the newest"
         " (s_i, y_i) by the two-loop recursion, a_t by the line search from lr (first step: lr / |g|_1)",
         source="Liu & Nocedal 1989 (Mathematical Programming 45)",
-        note="torch searches no line by default; scipy's L-BFGS-B remembers 10 pairs; no weight decay, all"
-        " parameters in one group",
+        note="no weight decay, all parameters in one group",
+        differs_from={"torch": "searches no line by default"},
         tags={"elementwise": False, "linear_in_lr": False, "closure": True},
     ),
     _entry(
@@ -332,8 +342,8 @@ BLOCKS: tuple[Block, ...] = (
         formula="b_t = momentum b_(t-1) + (1 - momentum) g; U S V' = (1 - momentum) g + momentum b_t;"
         " theta -= lr * weight_decay * theta + lr * 0.2 sqrt(max(rows, columns)) * U V'",
         source="Jordan et al. 2024 (kellerjordan.github.io/posts/muon); size: Liu et al. 2025, arXiv:2502.16982",
-        note="torch's takes matrices only and refuses biases; embeddings and the last layer are better given to"
-        " AdamW",
+        note="embeddings and the last layer are better given to AdamW",
+        differs_from={"torch": "takes matrices only, and refuses biases; adjust_lr_fn original by default"},
     ),
     _own(
         "lamb",
@@ -418,6 +428,7 @@ BLOCKS: tuple[Block, ...] = (
         " m_t = beta_1 m_(t-1) + (1 - beta_1) g; s_t = beta_2 s_(t-1) + (1 - beta_2)(g - m_t)^2",
         source="Zhuang et al. 2021, arXiv:2110.05454",
         note="its first step only sets m and s",
+        differs_from={"optax": "its first step is lr * g; s measures from m of the step before"},
     ),
     _own(
         "dog",

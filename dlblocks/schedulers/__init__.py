@@ -79,8 +79,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Half a cosine from lr down to the floor at the end of the run.",
         formula="r + (1 - r) (1 + cos(pi t / T)) / 2, r = min_lr_ratio",
         source="Loshchilov & Hutter 2016, arXiv:1608.03983, without restarts",
-        note="the floor is a share of lr, as in Keras and optax; torch's eta_min is absolute, and its curve"
-        " rises again after T",
+        differs_from={"torch": "eta_min is absolute, and the curve rises again after T"},
     ),
     _entry(
         "one_cycle",
@@ -105,8 +104,9 @@ BLOCKS: tuple[Block, ...] = (
         formula="from 1 / div_factor to 1 at t = pct_start * T - 1, then to 1 / (div_factor *"
         " final_div_factor) at t = T - 1; cos: a + (b - a)(1 - cos(pi p)) / 2, linear: a + (b - a) p",
         source="Smith & Topin 2017, arXiv:1708.07120",
-        note="as torch's OneCycleLR with max_lr = lr, which cycles the momentum unless told not to, also of"
-        " an SGD that was asked for none, and fails beyond T and where pct_start * T = 1",
+        differs_from={
+            "torch": "max_lr is given apart; cycles the momentum by default; fails beyond T and where pct_start * T = 1"
+        },
     ),
     _entry(
         "linear_warmup",
@@ -151,7 +151,7 @@ BLOCKS: tuple[Block, ...] = (
         source="torch.optim.lr_scheduler.ReduceLROnPlateau",
         summary="Falls by a factor when the monitored metric has made no progress for a while.",
         formula="lr = max(factor * lr, min_lr) when more than `patience` epochs in a row brought no progress",
-        note="Keras falls one epoch earlier and its threshold is absolute",
+        differs_from={"keras": "falls one epoch earlier; the threshold is absolute"},
         tags={"monitor": True},
     ),
     _entry(
@@ -164,7 +164,7 @@ BLOCKS: tuple[Block, ...] = (
         source="Keras PolynomialDecay",
         summary="Falls as a power of the share of the run that is left.",
         formula="r + (1 - r) (1 - t / T)^power, r = min_lr_ratio",
-        note="torch's PolynomialLR ends after 5 steps unless told otherwise",
+        differs_from={"torch": "ends after 5 steps by default"},
     ),
     _entry(
         "inverse_time",
@@ -198,7 +198,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Falls as half a cosine and starts anew, several times in the run.",
         formula="r + (peak_decay^i - r) (1 + cos(pi q)) / 2 in cycle i = 0, 1, ..., q its share that is over,"
         " r = min_lr_ratio",
-        note="the cycles fill the run; torch's, Keras's and timm's are given in steps",
+        note="the cycles fill the run; elsewhere they are given in steps",
     ),
     _entry(
         "cyclic",
@@ -221,7 +221,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Up and down in straight lines, several times in the run.",
         formula="b + (1 - b) h max(0, 1 - |2 q - 1|), q = fractional part of cycles * t / T, b = base_factor;"
         " h = 1, 2^-floor(cycles t / T), or gamma^t",
-        note="the cycles fill the run; torch's are given in steps and cycle the momentum too",
+        note="the cycles fill the run; in torch they are given in steps",
     ),
     _entry(
         "chebyshev",
