@@ -39,7 +39,8 @@ class Squareplus(Elementwise):
 
 def _squareplus(x: Tensor, b: float) -> Tensor:
     # The formula cancels for x < 0; this is the same number.
-    return (b / 2) / ((x * x + b).sqrt() + x.abs()) + x.relu()
+    root = (x * x).add_(b).sqrt_()
+    return (b / 2 / x.abs().add_(root)).add_(x.relu())
 
 
 class _Squareplus(torch.autograd.Function):
