@@ -27,12 +27,12 @@ BARE = [sys.executable, "-c", "pass"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=["startup", "step", []], help="default: all")
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each side")
     arguments = parser.parse_args()
     table = Table("measured", "against", "median", "other", "ratio", "goal")
-    for suite in arguments.suites or ["startup", "step"]:
-        for row in {"startup": startup, "step": step}[suite](arguments.repeats):
+    for suite in arguments.suites or SUITES:
+        for row in SUITES[suite](arguments.repeats):
             table.add_row(*row)
     Console().print(table)
 
@@ -71,6 +71,15 @@ def step(repeats: int) -> list[tuple[str, ...]]:
         ),
     ]
 
+
+def blocks(repeats: int) -> list[tuple[str, ...]]:
+    """Our own blocks beside the fastest peer's."""
+    from benchmark_blocks import blocks
+
+    return blocks(repeats)
+
+
+SUITES = {"startup": startup, "step": step, "blocks": blocks}
 
 EPOCHS = 20
 

@@ -40,7 +40,7 @@ class Maxout(nn.Module):
         dim = self.dim % x.ndim
         features = x.shape[dim] // self.pieces
         pieces = x.reshape(*x.shape[:dim], self.pieces, features, *x.shape[dim + 1 :])
-        return pieces.amax(dim)
+        return pieces.max(dim).values
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}, dim={self.dim}"

@@ -25,13 +25,18 @@ class Sparsemax(nn.Module):
         # Sums over many features lose digits in half precision.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         values = wide.movedim(self.dim, -1)
-        values = values - values.amax(-1, keepdim=True)
-        ordered = values.sort(-1, descending=True).values
+        fixed = values.detach()
+        highest = fixed.amax(-1, keepdim=True)
+        ordered = (fixed - highest).sort(-1, descending=True).values
         count = torch.arange(1, values.shape[-1] + 1, device=x.device, dtype=values.dtype)
         excess = ordered.cumsum(-1) - 1
-        support = (count * ordered > excess).sum(-1, keepdim=True)
-        threshold = excess.gather(-1, support - 1) / support
-        return (values - threshold).clamp_min(0).movedim(-1, self.dim).to(x.dtype)
+        size = (count * ordered > excess).sum(-1, keepdim=True)
+        # The threshold again, from the support alone, so that no gradient goes through the sort.
+        values = values - highest
+        support = fixed - highest >= ordered.gather(-1, size - 1)
+        inside = values.masked_fill(~support, 0)
+        threshold = (inside.sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
+        return (values - threshold).relu().movedim(-1, self.dim).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"

@@ -9,4 +9,5 @@ class SquaredReLU(nn.Module):
     """`max(x, 0)^2` (So et al. 2021, arXiv:2109.08668). Shape: `(*)` to `(*)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.relu().square()
+        positive = x.relu()
+        return positive * positive

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dlblocks.activations.base import Elementwise
 
 
-class Squareplus(nn.Module):
+class Squareplus(Elementwise):
     """A smooth ReLU without exponentials: `(x + sqrt(x^2 + b)) / 2` (Barron 2021, arXiv:2112.11687).
 
     Shape: `(*)` to `(*)`.
@@ -22,12 +26,42 @@ class Squareplus(nn.Module):
         super().__init__()
         self.b = b
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Not sqrt(x^2 + b): the square overflows in half precision from 256 on.
-        root = torch.hypot(x, x.new_tensor(self.b**0.5))
-        # For x < 0 the sum would cancel; both forms are the same number.
-        negative = self.b / (2 * (root + x.abs()))
-        return torch.where(x < 0, negative, (x + root) / 2)
+    def values(self, x: Tensor) -> Tensor:
+        # The compiler fuses the formula by itself, and takes no function with a forward mode.
+        if torch.compiler.is_compiling():
+            return _squareplus(x, self.b)
+        y: Tensor = _Squareplus.apply(x, self.b)  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         return f"b={self.b}"
+
+
+def _squareplus(x: Tensor, b: float) -> Tensor:
+    # The formula cancels for x < 0; this is the same number.
+    root = (x * x).add_(b).sqrt_()
+    return (b / 2 / x.abs().add_(root)).add_(x.relu())
+
+
+class _Squareplus(torch.autograd.Function):
+    """Its slope follows from the output: `y / sqrt(x^2 + b) = 1 / (2 - x / y)`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, b: float) -> Tensor:
+        return _squareplus(x, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, y = ctx.saved_tensors
+        return grad / (2 - x / y), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _Squareplus.backward(ctx, tangent)[0]

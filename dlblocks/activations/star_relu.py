@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dlblocks.activations.base import Elementwise
 
-class StarReLU(nn.Module):
+
+class StarReLU(Elementwise):
     """`s * max(x, 0)^2 + b` with learnt `s` and `b` (Yu et al. 2022, arXiv:2210.13452).
 
     Shape: `(*)` to `(*)`.
@@ -22,5 +24,7 @@ class StarReLU(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
         self.bias = nn.Parameter(torch.tensor(bias))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.relu().square() + self.bias
+    def values(self, x: Tensor) -> Tensor:
+        positive = x.relu()
+        # The square alone may overflow where its product does not.
+        return (self.scale * positive * positive).add_(self.bias)

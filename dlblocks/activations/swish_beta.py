@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dlblocks.activations.base import Elementwise
 
-class SwishBeta(nn.Module):
+
+class SwishBeta(Elementwise):
     """`x * sigmoid(beta * x)` with a learnt `beta` (Ramachandran et al. 2017, arXiv:1710.05941).
 
     Shape: `(*)` to `(*)`.
@@ -19,5 +21,5 @@ class SwishBeta(nn.Module):
         super().__init__()
         self.beta = nn.Parameter(torch.tensor(beta))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (self.beta * x).sigmoid()
+    def values(self, x: Tensor) -> Tensor:
+        return (self.beta * x).sigmoid_() * x

@@ -1,0 +1,220 @@
+"""The suite `blocks` of benchmark.py: our own blocks beside the same of peers, forward and backward.
+
+A peer is torch's composite of the formula as users write it, torch's function, timm's or Keras's (with its
+torch backend). One that is not installed is left out, and said.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dlblocks
+from dlblocks.registry import REGISTRY, names
+
+Function = Callable[[Tensor], Tensor]
+
+ROWS = 1000
+# Peer -> why it has no column.
+MISSING: dict[str, str] = {}
+
+
+def blocks(repeats: int) -> list[tuple[str, ...]]:
+    """Activations on 1 M numbers and in a net, losses, initialisers; rows of `measured, fastest peer, median,
+    its median, ratio, goal`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    peers = {"torch": _torch(), "timm": _timm(), "keras": _keras()}
+    rows = []
+    for name in _ours():
+        rivals = {peer: table[name] for peer, table in peers.items() if name in table}
+        if not rivals:
+            continue
+        rows.append(_row(f"{name}, 1 M", _on_many(_activation(name)), _each(rivals, _on_many), repeats))
+        rows.append(_row(f"{name}, MLP", _in_net(_activation(name)), _each(rivals, _in_net), repeats))
+    rows.extend(_row(name, ours, rivals, repeats) for name, ours, rivals in (*_losses(), *_initializers()))
+    rows.extend((peer, "not installed", "", "", "", why) for peer, why in MISSING.items())
+    return rows
+
+
+def _ours() -> list[str]:
+    found = (REGISTRY.get("activation", name) for name in names("activation"))
+    return [block.name for block in found if str(block.target).startswith("dlblocks.")]
+
+
+def _activation(name: str) -> nn.Module:
+    return dlblocks.activation(name)
+
+
+def _each(rivals: dict[str, Any], measure: Callable[[Any], Callable[[], object]]) -> dict[str, Any]:
+    return {peer: measure(rival) for peer, rival in rivals.items()}
+
+
+def _row(
+    name: str, ours: Callable[[], object], rivals: dict[str, Callable[[], object]], repeats: int
+) -> tuple[str, ...]:
+    """Medians, measured in turn after one unmeasured call of each."""
+    sides = {"ours": ours, **rivals}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for side in sides.values():
+        side()
+    # Each call takes milliseconds, so that a median takes many.
+    for _ in range(5 * repeats):
+        for side, call in sides.items():
+            start = time.perf_counter()
+            call()
+            times[side].append(time.perf_counter() - start)
+    medians = {side: statistics.median(each) for side, each in times.items()}
+    own = medians.pop("ours")
+    fastest = min(medians, key=medians.__getitem__)
+    other = medians[fastest]
+    return name, fastest, f"{own * 1e3:.2f} ms", f"{other * 1e3:.2f} ms", f"{own / other:.2f}", "<= 1.0"
+
+
+def _on_many(activation: Function) -> Callable[[], object]:
+    x = torch.randn(ROWS, 1_000_000 // ROWS, requires_grad=True)
+    upstream = torch.ones_like(activation(x))
+    # With its parameters, as in training.
+    return lambda: activation(x).backward(upstream)
+
+
+def _in_net(activation: Function) -> Callable[[], object]:
+    """Forward and backward of three layers of 512, batch 256."""
+    x = torch.randn(256, 512)
+    layers, width = [], 512
+    for _ in range(3):
+        layers.append(nn.Linear(width, 512))
+        width = activation(torch.zeros(1, 512)).shape[-1]
+
+    def run() -> None:
+        y = x
+        for layer in layers:
+            y = activation(layer(y))
+        y.sum().backward()
+        for layer in layers:
+            layer.zero_grad()
+
+    return run
+
+
+def _halves(gate: Function) -> Function:
+    def gated(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return gate(a) * b
+
+    return gated
+
+
+def _torch() -> dict[str, Function]:
+    """The formulas as they stand in papers."""
+    beta, scale, bias = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.9, -0.4))
+    return {
+        "crelu": lambda x: torch.cat([x.relu(), (-x).relu()], -1),
+        "exponential": torch.exp,
+        "geglu": _halves(F.gelu),
+        "hard_mish": lambda x: x * (x + 2).clamp(0, 2) / 2,
+        "maxout": lambda x: x.view(*x.shape[:-1], 2, -1).max(-2).values,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "reglu": _halves(F.relu),
+        "sparse_plus": lambda x: torch.where(x <= -1, 0, torch.where(x < 1, (x + 1) ** 2 / 4, x)),
+        "sparse_sigmoid": lambda x: ((x + 1) / 2).clamp(0, 1),
+        "squared_relu": lambda x: F.relu(x) ** 2,
+        "squareplus": lambda x: (x + torch.sqrt(x * x + 4)) / 2,
+        "star_relu": lambda x: scale * F.relu(x) ** 2 + bias,
+        "swiglu": _halves(F.silu),
+        "swish_beta": lambda x: x * torch.sigmoid(beta * x),
+    }
+
+
+def _timm() -> dict[str, Function]:
+    found = importlib.util.find_spec("timm")
+    if found is None or not found.submodule_search_locations:
+        MISSING["timm"] = "pip install timm"
+        return {}
+    # By its file: the package imports torchvision, which its activations don't need.
+    path = Path(found.submodule_search_locations[0]) / "layers" / "activations.py"
+    spec = importlib.util.spec_from_file_location("timm_activations", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {"hard_mish": module.HardMish(), "quick_gelu": module.QuickGELU()}
+
+
+def _keras() -> dict[str, Function]:
+    os.environ["KERAS_BACKEND"] = "torch"
+    try:
+        from keras import activations
+    except ImportError:
+        MISSING["keras"] = "pip install keras"
+        return {}
+    return {
+        "exponential": activations.exponential,
+        "sparse_plus": activations.sparse_plus,
+        "sparse_sigmoid": activations.sparse_sigmoid,
+        "sparsemax": activations.sparsemax,
+        "squareplus": activations.squareplus,
+    }
+
+
+def _losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
+    """On 100 k outputs; focal and the cross-entropies on 10 k instances of 10 classes."""
+    x, y = torch.randn(10_000, 10, requires_grad=True), torch.randn(10_000, 10)
+    labels, bits = torch.randint(10, (10_000,)), (y > 0).float()
+
+    def focal(x: Tensor, target: Tensor) -> Tensor:
+        cost = F.cross_entropy(x, target, reduction="none")
+        return ((1 - torch.exp(-cost)) ** 2 * cost).mean()
+
+    def binary_focal(x: Tensor, target: Tensor) -> Tensor:
+        """As in torchvision.ops.sigmoid_focal_loss."""
+        p = torch.sigmoid(x)
+        cost = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        return (cost * (1 - (p * target + (1 - p) * (1 - target))) ** 2).mean()
+
+    for name, target, rival in (
+        ("mse", y, F.mse_loss),
+        ("mae", y, F.l1_loss),
+        ("huber", y, F.huber_loss),
+        ("cross_entropy", labels, F.cross_entropy),
+        ("bce", bits, F.binary_cross_entropy_with_logits),
+        ("focal", labels, focal),
+        ("binary_focal", bits, binary_focal),
+        ("hinge", bits, lambda x, y: (1 - (2 * y - 1) * x).clamp(min=0).mean()),
+        ("squared_hinge", bits, lambda x, y: (1 - (2 * y - 1) * x).clamp(min=0).square().mean()),
+        ("quantile", y, lambda x, y: torch.maximum(0.5 * (y - x), -0.5 * (y - x)).mean()),
+        ("log_cosh", y, lambda x, y: (x - y + F.softplus(2 * (y - x)) - 0.6931471805599453).mean()),
+    ):
+        ours = dlblocks.loss(name)
+        yield (
+            f"{name}, 100 k",
+            lambda ours=ours, target=target: ours(x, target).backward(),
+            {"torch": lambda rival=rival, target=target: rival(x, target).backward()},
+        )
+
+
+def _initializers() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
+    """Of a layer of 512 x 512."""
+    weight = torch.empty(512, 512)
+    for name, rival in (
+        ("orthogonal", nn.init.orthogonal_),
+        ("truncated_normal", lambda w: nn.init.trunc_normal_(w, 0.0, 0.05, -0.1, 0.1)),
+        ("xavier_uniform", nn.init.xavier_uniform_),
+        ("kaiming_normal", nn.init.kaiming_normal_),
+        ("sparse", lambda w: nn.init.sparse_(w, 0.9)),
+    ):
+        ours = dlblocks.initializer(name)
+        yield (
+            f"{name}, 512 x 512",
+            lambda ours=ours: ours(weight),
+            {"torch": lambda rival=rival: rival(weight)},
+        )
