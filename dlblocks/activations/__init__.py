@@ -372,6 +372,9 @@ BLOCKS: tuple[Block, ...] = (
         summary="Like softmax, with exact zeros: the nearest point of the probability simplex.",
         formula="max(x_i - t, 0), t such that they sum to 1",
         source="Martins & Astudillo 2016, arXiv:1602.02068",
+        differs_from={
+            "keras": "its threshold sums the cumulative sums, so it is too high where several numbers stay (3.15)"
+        },
         elementwise=False,
     ),
     _entry(

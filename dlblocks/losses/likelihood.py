@@ -21,6 +21,8 @@ class PoissonNLL(Loss):
         reduction: `none`, `mean` or `sum`.
 
     >>> import torch
+    >>> import torch
+    >>> import torch
     >>> PoissonNLL()(torch.tensor([0.0]), torch.tensor([3]))
     tensor(1.)
     """
@@ -46,6 +48,7 @@ class Tweedie(Loss):
     Raises:
         ValueError: two shapes.
 
+    >>> import torch
     >>> Tweedie(p=1.5)(torch.tensor([0.0]), torch.tensor([1.0]))
     tensor(4.)
     """
@@ -68,6 +71,7 @@ class GammaNLL(Loss):
     Raises:
         ValueError: two shapes.
 
+    >>> import torch
     >>> GammaNLL()(torch.tensor([0.0]), torch.tensor([2.0]))
     tensor(2.)
     """
@@ -90,6 +94,7 @@ class GaussianNLL(Loss):
     Raises:
         ValueError: not twice as many inputs as targets.
 
+    >>> import torch
     >>> GaussianNLL()(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0]]))
     tensor(2.)
     """

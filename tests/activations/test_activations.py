@@ -222,7 +222,7 @@ def test_no_parameter_is_left_out(name: str) -> None:
 
 
 def test_leaky_relu_says_what_torch_has() -> None:
-    assert "torch and JAX have 0.01" in dlblocks.describe("activation", "leaky_relu")
+    assert "differs from torch: slope 0.01" in dlblocks.describe("activation", "leaky_relu")
     assert nn.LeakyReLU().negative_slope == 0.01
 
 

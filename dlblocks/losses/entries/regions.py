@@ -60,6 +60,9 @@ BLOCKS = (
         summary="Dice that weighs what is missed and what is found wrongly.",
         formula="1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth), of each region",
         source="Salehi et al. 2017, arXiv:1706.05721",
+        differs_from={
+            "keras": "alpha weighs what is missed, beta what is found wrongly; both 0.5 by default"
+        },
     ),
     _region(
         "focal_tversky",
