@@ -14,6 +14,9 @@ from dlblocks.registry import Spec, build, name_of, parse, parse_whole
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# Config key -> the word by which its block follows from the others.
+FOLLOWS = {"loss": "auto", "bias_init": "auto", "activation": "default"}
+
 
 def activation(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
     """A fresh activation module. Of a ready module, a copy; of a class, an instance.

@@ -18,7 +18,6 @@ from dlblocks.initializers.apply import initialize
 from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.losses.terms import contract
 from dlblocks.optimizers.build import optimizer as build_optimizer
-from dlblocks.recipe import FOLLOWS
 from dlblocks.registry import Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
@@ -347,7 +346,7 @@ class _Meter:
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:
     """The whole description of a named block as plain values; a ready object as it is."""
-    if not isinstance(spec, (str, Mapping)) or name_of(spec) == FOLLOWS.get(where):
+    if not isinstance(spec, (str, Mapping)) or name_of(spec) == factory.FOLLOWS.get(where):
         return name_of(spec) if isinstance(spec, Mapping) else spec
     return spell_out_with_rules(spec, where) if where == "init" else spell_out(kind, spec, where)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
+from dlblocks.factory import FOLLOWS
 from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.losses.terms import contract
 from dlblocks.records import Block, Param
@@ -60,8 +61,6 @@ BLOCKS = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
 }
-# Config key -> the word by which its block follows from the others.
-FOLLOWS = {"loss": "auto", "bias_init": "auto", "activation": "default"}
 KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger")
 
 

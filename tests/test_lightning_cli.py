@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 import dlblocks
 from dlblocks.registry import REGISTRY
 
+# Lightning calls jsonargparse by names that this is about to rename.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 OURS = [
     pytest.param(block.load(), id=f"{kind}-{name}")
@@ -93,7 +96,7 @@ def test_our_module_and_data_by_lightning_cli(tmp_path: Path) -> None:
     config = {
         "model": {
             "task": "multiclass",
-            "input_shape": [64],
+            "input_shape": [1, 8, 8],
             "outputs": 10,
             "activation": {"name": "elu", "alpha": 0.5},
         },

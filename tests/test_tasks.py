@@ -76,8 +76,13 @@ def test_every_legal_loss_runs_and_is_least_at_the_truth(task: Task) -> None:
         if task.name == "regression":
             truth = y.log() if tags["expects"] == "log_rate" else y
         target = task.loss_target(y, tags["target"])
+        twice = task.net_outputs_for(tags["expects"]) > task.net_outputs
+
+        def widened(output: torch.Tensor, twice: bool = twice) -> torch.Tensor:
+            return torch.cat([output, torch.zeros_like(output)], -1) if twice else output
+
         good, bad = (
-            build_loss(name)(task.loss_input(output, tags["expects"]), target)
+            build_loss(name)(task.loss_input(widened(output), tags["expects"]), target)
             for output in (truth, -truth - 1)
         )
         assert good < bad, name

@@ -172,7 +172,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "generalized_cross_entropy",
         {"q": 0.5},
         {"q": 0.5},
-        "probabilities",
+        "chosen probabilities",
     ),
     "CategoricalHinge": ("categorical_hinge", {}, {}, "one_hot"),
     "CosineSimilarity": ("cosine_similarity", {}, {}, "values"),
