@@ -291,6 +291,9 @@ BLOCKS: tuple[Block, ...] = (
         summary="Steps that grow while the gradient keeps its sign; for the whole data set as one batch.",
         formula="s = s * eta_+ if g g_(t-1) > 0, s * eta_- and g = 0 if < 0, else s; theta -= s * sign(g); s_0 = lr",
         source="Riedmiller & Braun 1993 (IEEE ICNN)",
+        differs_from={
+            "optax": "each step is taken one gradient later, and not at all if the gradient has turned by then"
+        },
         tags={"elementwise": True, "linear_in_lr": False, "closure": False},
     ),
     Block(

@@ -59,6 +59,7 @@ BLOCKS: tuple[Block, ...] = (
         interval="epoch",
         aliases=("multi_step",),
         source="He et al. 2015, arXiv:1512.03385 (as used there)",
+        differs_from={"timm": "falls one epoch earlier"},
         summary="Falls by a factor at given epochs.",
         formula="gamma^(number of milestones <= t)",
     ),

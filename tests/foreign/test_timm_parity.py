@@ -1,0 +1,179 @@
+"""Live against timm: each activation, optimiser and scheduler that both have."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.optim
+import timm.scheduler
+import torch
+from timm.layers import create_act
+from timm.models import metaformer
+
+import dlblocks
+from dlblocks.registry import REGISTRY
+
+# timm's name -> ours and our parameters.
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "celu": ("celu", {}),
+    "elu": ("elu", {}),
+    "gelu": ("gelu", {}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "hard_mish": ("hard_mish", {}),
+    "hard_sigmoid": ("hard_sigmoid", {}),
+    "hard_swish": ("hardswish", {}),
+    "identity": ("linear", {}),
+    "leaky_relu": ("leaky_relu", {"negative_slope": 0.01}),
+    "mish": ("mish", {}),
+    "prelu": ("prelu", {}),
+    "quick_gelu": ("quick_gelu", {}),
+    "relu": ("relu", {}),
+    "relu6": ("relu6", {}),
+    "selu": ("selu", {}),
+    "sigmoid": ("sigmoid", {}),
+    "silu": ("silu", {}),
+    "swish": ("silu", {}),
+    "tanh": ("tanh", {}),
+}
+OTHER_NAMES = {"hardsigmoid", "hardswish"}
+
+
+def test_no_activation_is_left_out() -> None:
+    names = set(create_act._ACT_LAYER_DEFAULT)
+    assert names == set(ACTIVATIONS) | OTHER_NAMES
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    our_name, params = ACTIVATIONS[name]
+    x = torch.randn(50, 6, dtype=torch.float64) * 3
+    results = []
+    for module in (
+        dlblocks.activation(our_name, **params).double(),
+        create_act.create_act_layer(name).double(),
+    ):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        (y * torch.arange(1.0, 7.0)).sum().backward()
+        results.append((y.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-7)
+
+
+def test_those_of_metaformers() -> None:
+    x = torch.randn(50, 6)
+    torch.testing.assert_close(dlblocks.activation("squared_relu")(x), metaformer.SquaredReLU()(x))
+    layer = metaformer.StarReLU()
+    assert [float(p) for p in layer.parameters()] == [1.0, 0.0]
+    torch.testing.assert_close(dlblocks.activation("star_relu", scale=1.0, bias=0.0)(x), layer(x))
+
+
+def _ours(name: str, **params: Any) -> Callable[[list[torch.Tensor]], torch.optim.Optimizer]:
+    return lambda tensors: dlblocks.optimizer(name, tensors, **params)
+
+
+def _timm(name: str, **params: Any) -> Callable[[list[torch.Tensor]], torch.optim.Optimizer]:
+    def build(tensors: list[torch.Tensor]) -> torch.optim.Optimizer:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.optim.create_optimizer_v2([{"params": tensors}], opt=name, **params)
+
+    return build
+
+
+# timm's name -> how ours and timm's are made.
+OPTIMIZERS = {
+    "sgd": (_ours("sgd", lr=0.1, momentum=0.8, nesterov=True), _timm("sgd", lr=0.1, momentum=0.8)),
+    "momentum": (_ours("sgd", lr=0.1, momentum=0.8), _timm("momentum", lr=0.1, momentum=0.8)),
+    "adam": (_ours("adam", lr=0.05), _timm("adam", lr=0.05)),
+    "adamw": (_ours("adamw", lr=0.05, weight_decay=0.1), _timm("adamw", lr=0.05, weight_decay=0.1)),
+    "adamax": (_ours("adamax", lr=0.05), _timm("adamax", lr=0.05)),
+    "nadam": (_ours("nadam", lr=0.05), _timm("nadam", lr=0.05)),
+    "radam": (_ours("radam", lr=0.05, betas=[0.9, 0.9]), _timm("radam", lr=0.05, betas=(0.9, 0.9))),
+    "adagrad": (_ours("adagrad", lr=0.05), _timm("adagrad", lr=0.05)),
+    "adadelta": (_ours("adadelta", lr=0.5), _timm("adadelta", lr=0.5)),
+    "rmsprop": (_ours("rmsprop", lr=0.02, alpha=0.9, momentum=0.5), _timm("rmsprop", lr=0.02, momentum=0.5)),
+    "lamb": (
+        _ours("lamb", lr=0.05, weight_decay=0.1),
+        _timm("lamb", lr=0.05, weight_decay=0.1, max_grad_norm=None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name: str) -> None:
+    start = np.random.default_rng(0).normal(size=(4, 3))
+    grads = np.random.default_rng(1).normal(size=(8, 4, 3))
+    paths = []
+    for build in OPTIMIZERS[name]:
+        theta = torch.tensor(start, requires_grad=True)
+        opt = build([theta])
+        path = []
+        for grad in grads:
+            theta.grad = torch.tensor(grad)
+            opt.step()
+            path.append(theta.detach().numpy().copy())
+        paths.append(path)
+    np.testing.assert_allclose(paths[0], paths[1], rtol=1e-7, atol=1e-9)
+
+
+T = 20
+# timm's class -> its parameters, our name and parameters; timm's floor is absolute.
+SCHEDULERS = {
+    timm.scheduler.CosineLRScheduler: ({"t_initial": T, "lr_min": 0.04}, "cosine", {"min_lr_ratio": 0.1}),
+    timm.scheduler.TanhLRScheduler: (
+        {"t_initial": T, "lb": -6.0, "ub": 3.0, "lr_min": 0.04},
+        "tanh",
+        {"min_lr_ratio": 0.1},
+    ),
+    timm.scheduler.StepLRScheduler: (
+        {"decay_t": 6, "decay_rate": 0.3},
+        "step",
+        {"step_size": 6, "gamma": 0.3},
+    ),
+    timm.scheduler.MultiStepLRScheduler: (
+        # One epoch later, since timm's falls one earlier.
+        {"decay_t": [6, 13], "decay_rate": 0.3},
+        "multistep",
+        {"milestones": [5, 12], "gamma": 0.3},
+    ),
+    timm.scheduler.PolyLRScheduler: (
+        {"t_initial": T, "power": 2.0, "lr_min": 0.04},
+        "polynomial",
+        {"power": 2.0, "min_lr_ratio": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
+def test_schedulers(kind: Any) -> None:
+    their_params, name, params = SCHEDULERS[kind]
+    opts = [torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4) for _ in range(2)]
+    ours = dlblocks.scheduler(name, opts[0], total_steps=T, **params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timms = kind(opts[1], **their_params)
+    for t in range(T):
+        timms.step(t)
+        got, wanted = (opt.param_groups[0]["lr"] for opt in opts)
+        # timm's tanh is shifted so that it begins at exactly lr; ours is the paper's.
+        tolerance = 1e-5 if name == "tanh" else 1e-9
+        assert got == pytest.approx(wanted, rel=tolerance), t
+        opts[0].step()
+        ours.step()
+
+
+def test_tanh_differs_as_declared() -> None:
+    import inspect
+
+    parameters = inspect.signature(timm.scheduler.TanhLRScheduler).parameters
+    assert (parameters["lb"].default, parameters["ub"].default) == (-7.0, 3.0)
+    assert "lower -7" in REGISTRY.get("scheduler", "tanh").differs_from["timm"]
+
+
+def test_every_difference_from_timm_is_checked_here() -> None:
+    blocks = [REGISTRY.get(kind, name) for kind in REGISTRY.kinds for name in REGISTRY.names(kind)]
+    assert {b.name for b in blocks if "timm" in b.differs_from} == {"star_relu", "tanh", "multistep"}

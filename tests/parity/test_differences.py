@@ -1,0 +1,506 @@
+"""Each difference that an entry declares is there, and is just that.
+
+The library's numbers are ours with the declared change; timm's are in tests/foreign.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import dlblocks
+from dlblocks.registry import REGISTRY
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("jax_values.json").read_text())
+X = torch.tensor(RECORDED["x"], dtype=torch.float64)
+START = np.array(RECORDED["start"])
+GRADS = np.array(RECORDED["grads"])
+
+CHECKS: dict[tuple[str, str, str], Callable[[], None]] = {}
+
+
+def differs(kind: str, name: str, library: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def add(check: Callable[[], None]) -> Callable[[], None]:
+        CHECKS[kind, name, library] = check
+        return check
+
+    return add
+
+
+def default(function: Any, name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-6) -> None:
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+# Activations.
+
+
+@differs("activation", "leaky_relu", "torch")
+def _() -> None:
+    assert nn.LeakyReLU().negative_slope == 0.01
+    close(nn.LeakyReLU()(X), dlblocks.activation("leaky_relu", negative_slope=0.01)(X))
+
+
+@differs("activation", "leaky_relu", "jax")
+def _() -> None:
+    ours = dlblocks.activation("leaky_relu", negative_slope=0.01)(X)
+    close(RECORDED["activations"]["leaky_relu"]["y"], ours)
+
+
+@differs("activation", "leaky_relu", "keras")
+def _() -> None:
+    assert default(keras.activations.leaky_relu, "negative_slope") == 0.2
+    assert default(keras.layers.LeakyReLU, "negative_slope") == 0.3
+
+
+@differs("activation", "prelu", "keras")
+def _() -> None:
+    layer = keras.layers.PReLU()
+    layer.build((None, 3, 4))
+    assert layer.alpha.shape == (3, 4)
+    assert not layer.alpha.value.any()
+    assert dlblocks.activation("prelu").weight.tolist() == [0.25]
+
+
+@differs("activation", "gelu", "jax")
+def _() -> None:
+    close(RECORDED["activations"]["gelu"]["y"], dlblocks.activation("gelu", approximate="tanh")(X))
+    assert not np.allclose(RECORDED["activations"]["gelu"]["y"], dlblocks.activation("gelu")(X), atol=1e-6)
+
+
+@differs("activation", "threshold", "torch")
+def _() -> None:
+    for name in ("threshold", "value"):
+        assert default(nn.Threshold, name) is inspect.Parameter.empty
+
+
+@differs("activation", "sparsemax", "keras")
+def _() -> None:
+    ordered = X.sort(dim=-1, descending=True).values
+    total, rank = ordered.cumsum(-1), torch.arange(1, X.shape[-1] + 1)
+    support = ordered - (total - 1) / rank > 0
+    threshold = ((total * support).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
+    theirs = keras.activations.sparsemax(X)
+    close(theirs, (X - threshold).clamp_min(0))
+    assert not np.allclose(theirs, dlblocks.activation("sparsemax")(X))
+
+
+# Initialisers.
+
+
+@differs("initializer", "normal", "torch")
+def _() -> None:
+    assert default(nn.init.normal_, "std") == 1.0
+
+
+@differs("initializer", "normal", "jax")
+def _() -> None:
+    assert RECORDED["initializers"]["normal"]["std"] == pytest.approx(0.01, rel=0.01)
+
+
+@differs("initializer", "uniform", "torch")
+def _() -> None:
+    assert (default(nn.init.uniform_, "a"), default(nn.init.uniform_, "b")) == (0.0, 1.0)
+
+
+@differs("initializer", "uniform", "jax")
+def _() -> None:
+    recorded = RECORDED["initializers"]["uniform"]
+    assert (round(recorded["min"], 4), round(recorded["max"], 4)) == (0.0, 0.01)
+
+
+@differs("initializer", "truncated_normal", "torch")
+def _() -> None:
+    values = nn.init.trunc_normal_(torch.empty(100_000), std=10.0)
+    assert 1.99 < values.abs().max() <= 2
+    ours = dlblocks.initializer("truncated_normal", std=10.0)(torch.empty(100_000))
+    assert 19.9 < ours.abs().max() <= 20
+
+
+@differs("initializer", "he_normal", "torch")
+def _() -> None:
+    assert nn.init.kaiming_normal_(torch.empty(300, 300)).abs().max() > 3 * math.sqrt(2 / 300)
+    assert dlblocks.initializer("he_normal")(torch.empty(300, 300)).abs().max() < 2.3 * math.sqrt(2 / 300)
+
+
+@differs("initializer", "glorot_normal", "torch")
+def _() -> None:
+    assert nn.init.xavier_normal_(torch.empty(300, 300)).abs().max() > 3 * math.sqrt(1 / 300)
+    assert dlblocks.initializer("glorot_normal")(torch.empty(300, 300)).abs().max() < 2.3 * math.sqrt(1 / 300)
+
+
+@differs("initializer", "variance_scaling", "keras")
+def _() -> None:
+    assert default(keras.initializers.VarianceScaling, "scale") == 1.0
+    values = keras.initializers.VarianceScaling(distribution="normal", seed=0)(shape=(300, 300))
+    # Keras draws a value anew three times; of a normal distribution, 2 % would lie beyond.
+    assert (values.abs() > 2.3 * math.sqrt(1 / 300)).double().mean() < 1e-4
+
+
+@differs("initializer", "sparse", "torch")
+def _() -> None:
+    theirs = nn.init.sparse_(torch.empty(20, 10), sparsity=0.5)
+    assert (theirs == 0).sum(0).tolist() == [10] * 10
+    ours = dlblocks.initializer("sparse", sparsity=0.5)(torch.empty(20, 10))
+    assert (ours == 0).sum(1).tolist() == [5] * 20
+
+
+# Losses.
+
+
+@differs("loss", "mse", "optax")
+def _() -> None:
+    close(RECORDED["losses"]["l2_loss"], dlblocks.loss("mse", reduction="none")(X, X.flip(0)) / 2)
+
+
+@differs("loss", "ranking_softmax", "optax")
+def _() -> None:
+    labels = (X.flip(0) > 0).double()
+    ours = dlblocks.loss("ranking_softmax", reduction="none")(X, labels)
+    close(RECORDED["losses"]["ranking_softmax_loss"], ours * labels.sum(-1))
+
+
+@differs("loss", "poisson_nll", "keras")
+def _() -> None:
+    y = torch.poisson(torch.full((6, 8), 2.0)).double()
+    close(keras.losses.poisson(y, X.exp()).mean(), dlblocks.loss("poisson_nll")(X, y), 1e-5)
+
+
+@differs("loss", "bce", "keras")
+def _() -> None:
+    assert default(keras.losses.BinaryCrossentropy, "from_logits") is False
+
+
+@differs("loss", "cross_entropy", "keras")
+def _() -> None:
+    assert default(keras.losses.CategoricalCrossentropy, "from_logits") is False
+    assert default(keras.losses.SparseCategoricalCrossentropy, "from_logits") is False
+
+
+@differs("loss", "kl_div", "torch")
+def _() -> None:
+    x, y = X.log_softmax(-1), X.flip(0).softmax(-1)
+    assert default(nn.KLDivLoss, "reduction") == "mean"
+    close(F.kl_div(x, y, reduction="batchmean"), dlblocks.loss("kl_div")(x, y))
+    close(dlblocks.loss("kl_div")(x, y) / X.shape[1], dlblocks.loss("kl_div", reduction="mean")(x, y))
+
+
+@differs("loss", "gaussian_nll", "torch")
+def _() -> None:
+    mean, log_variance, y = X[:, :4], X[:, 4:], X.flip(0)[:, :4]
+    for full in (False, True):
+        theirs = F.gaussian_nll_loss(mean, y, log_variance.exp(), full=full)
+        close(theirs, dlblocks.loss("gaussian_nll", full=full)(X, y))
+
+
+@differs("loss", "mape", "keras")
+def _() -> None:
+    theirs = keras.losses.mean_absolute_percentage_error(X.flip(0), X).mean()
+    close(theirs / 100, dlblocks.loss("mape")(X, X.flip(0)), 1e-5)
+
+
+@differs("loss", "cosine_similarity", "keras")
+def _() -> None:
+    theirs = keras.losses.CosineSimilarity(reduction="none")(X.flip(0), X)
+    close(theirs + 1, dlblocks.loss("cosine_similarity", reduction="none")(X, X.flip(0)), 1e-5)
+
+
+@differs("loss", "multilabel_margin", "torch")
+def _() -> None:
+    wanted = (X.flip(0) > 0).long()
+    lists = torch.full_like(wanted, -1)
+    for row, labels in zip(lists, wanted, strict=True):
+        chosen = labels.nonzero().flatten()
+        row[: len(chosen)] = chosen
+    close(F.multilabel_margin_loss(X, lists), dlblocks.loss("multilabel_margin")(X, wanted))
+
+
+@differs("loss", "tversky", "keras")
+def _() -> None:
+    x, y = X[:1], (X.flip(0)[:1] > 0).double()
+    assert default(keras.losses.Tversky, "alpha") == default(keras.losses.Tversky, "beta") == 0.5
+    ours = dlblocks.loss("tversky", alpha=0.2, beta=0.9, smooth=0.0)(x, y)
+    close(keras.losses.tversky(y, x.sigmoid(), alpha=0.9, beta=0.2), ours, 1e-5)
+
+
+@differs("loss", "circle", "keras")
+def _() -> None:
+    assert (default(keras.losses.Circle, "margin"), default(keras.losses.Circle, "gamma")) == (0.4, 80.0)
+    unit, groups = F.normalize(X, dim=1), torch.tensor([0, 0, 1, 1, 2, 3])
+    each = dlblocks.loss("circle", margin=0.4, gamma=8.0, reduction="none")(unit, groups)
+    theirs = keras.losses.Circle(gamma=8.0)(groups, unit)
+    close(theirs, each[each > 0].mean(), 1e-4)
+    assert (each == 0).any()
+
+
+# Optimisers: the path on the recorded gradients.
+
+
+def ours(name: str, rates: Any = None, **params: Any) -> np.ndarray:
+    theta = torch.tensor(START, requires_grad=True)
+    opt = dlblocks.optimizer(name, [theta], **params)
+    path = []
+    for t, grad in enumerate(GRADS):
+        if rates is not None:
+            opt.param_groups[0]["lr"] = rates[t]
+        theta.grad = torch.tensor(grad)
+        opt.step()
+        path.append(theta.detach().numpy().copy())
+    return np.array(path)
+
+
+def kerass(name: str, rates: Any = None, **params: Any) -> np.ndarray:
+    keras.config.set_floatx("float64")
+    try:
+        theta = keras.Variable(START, dtype="float64")
+        opt = getattr(keras.optimizers, name)(**params)
+        opt.build([theta])
+        path = []
+        for t, grad in enumerate(GRADS):
+            if rates is not None:
+                opt.learning_rate = rates[t]
+            opt.apply([torch.tensor(grad)], [theta])
+            path.append(theta.value.detach().numpy().copy())
+    finally:
+        keras.config.set_floatx("float32")
+    return np.array(path)
+
+
+@differs("optimizer", "sgd", "torch")
+def _() -> None:
+    assert default(torch.optim.SGD, "lr") == 0.001
+
+
+@differs("optimizer", "sgd", "keras")
+def _() -> None:
+    rates = [0.1, 0.05, 0.2, 0.01, 0.1, 0.3]
+    theirs = kerass("SGD", rates, learning_rate=0.1, momentum=0.8)
+    theta, b, wanted = START, np.zeros_like(START), []
+    for lr, g in zip(rates, GRADS, strict=True):
+        b = 0.8 * b - lr * g
+        theta = theta + b
+        wanted.append(theta)
+    close(theirs, wanted)
+    assert not np.allclose(theirs, ours("sgd", rates, lr=0.1, momentum=0.8))
+    close(kerass("SGD", learning_rate=0.1, momentum=0.8), ours("sgd", lr=0.1, momentum=0.8))
+
+
+def _adam_eps_before(eps: float, decay: float = 0.0) -> list[np.ndarray]:
+    theta, m, v, path = START, 0.0, 0.0, []
+    for t, g in enumerate(GRADS, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        theta = theta - 0.05 * decay * theta
+        theta = theta - 0.05 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + eps)
+        path.append(theta)
+    return path
+
+
+@differs("optimizer", "adam", "keras")
+def _() -> None:
+    assert default(keras.optimizers.Adam, "epsilon") == 1e-7
+    close(kerass("Adam", learning_rate=0.05, epsilon=0.1), _adam_eps_before(0.1))
+    assert not np.allclose(ours("adam", lr=0.05, eps=0.1), _adam_eps_before(0.1))
+
+
+@differs("optimizer", "adamw", "keras")
+def _() -> None:
+    assert default(keras.optimizers.AdamW, "weight_decay") == 0.004
+    close(kerass("AdamW", learning_rate=0.05, epsilon=0.1, weight_decay=0.3), _adam_eps_before(0.1, 0.3))
+
+
+@differs("optimizer", "adamw", "optax")
+def _() -> None:
+    """Recorded at a decay of 0.1; the default is optax's documented one."""
+    close(RECORDED["optimizers"]["adamw"], ours("adamw", lr=0.05, weight_decay=0.1))
+
+
+@differs("optimizer", "rmsprop", "keras")
+def _() -> None:
+    assert [default(keras.optimizers.RMSprop, p) for p in ("rho", "learning_rate", "epsilon")] == [
+        0.9,
+        0.001,
+        1e-7,
+    ]
+    theta, v, wanted = START, 0.0, []
+    for g in GRADS:
+        v = 0.8 * v + 0.2 * g**2
+        theta = theta - 0.05 * g / np.sqrt(v + 0.1)
+        wanted.append(theta)
+    close(kerass("RMSprop", learning_rate=0.05, rho=0.8, epsilon=0.1), wanted)
+
+
+@differs("optimizer", "adagrad", "keras")
+def _() -> None:
+    names = ("learning_rate", "initial_accumulator_value", "epsilon")
+    assert [default(keras.optimizers.Adagrad, p) for p in names] == [0.001, 0.1, 1e-7]
+    theta, total, wanted = START, 0.3, []
+    for g in GRADS:
+        total = total + g**2
+        theta = theta - 0.05 * g / np.sqrt(total + 0.1)
+        wanted.append(theta)
+    close(kerass("Adagrad", learning_rate=0.05, initial_accumulator_value=0.3, epsilon=0.1), wanted)
+
+
+@differs("optimizer", "adadelta", "keras")
+def _() -> None:
+    names = ("learning_rate", "rho", "epsilon")
+    assert [default(keras.optimizers.Adadelta, p) for p in names] == [0.001, 0.95, 1e-7]
+    close(kerass("Adadelta"), ours("adadelta", lr=0.001, rho=0.95, eps=1e-7))
+
+
+@differs("optimizer", "adamax", "keras")
+def _() -> None:
+    assert [default(keras.optimizers.Adamax, p) for p in ("learning_rate", "epsilon")] == [0.001, 1e-7]
+    theta, m, u, wanted = START, 0.0, 0.0, []
+    for t, g in enumerate(GRADS, 1):
+        m, u = 0.9 * m + 0.1 * g, np.maximum(0.999 * u, abs(g))
+        theta = theta - 0.05 / (1 - 0.9**t) * m / (u + 0.1)
+        wanted.append(theta)
+    close(kerass("Adamax", learning_rate=0.05, epsilon=0.1), wanted)
+
+
+@differs("optimizer", "nadam", "keras")
+def _() -> None:
+    assert [default(keras.optimizers.Nadam, p) for p in ("learning_rate", "epsilon")] == [0.001, 1e-7]
+    theirs = kerass("Nadam", learning_rate=0.05, epsilon=1e-8)
+    close(theirs, ours("nadam", lr=0.05, momentum_decay=1.0))
+    assert not np.allclose(theirs, ours("nadam", lr=0.05))
+
+
+@differs("optimizer", "nadam", "optax")
+def _() -> None:
+    theta, m, v, wanted = START, 0.0, 0.0, []
+    for t, g in enumerate(GRADS, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        ahead = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+        theta = theta - 0.05 * ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        wanted.append(theta)
+    close(RECORDED["optimizers"]["nadam"], wanted)
+
+
+@differs("optimizer", "lbfgs", "torch")
+def _() -> None:
+    assert default(torch.optim.LBFGS, "line_search_fn") is None
+
+
+@differs("optimizer", "muon", "torch")
+def _() -> None:
+    assert default(torch.optim.Muon, "adjust_lr_fn") in (None, "original")
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon([torch.zeros(3, requires_grad=True)])
+    dlblocks.optimizer("muon", [torch.zeros(3, requires_grad=True)])
+
+
+@differs("optimizer", "acprop", "optax")
+def _() -> None:
+    theta, m, s, wanted = START, np.zeros_like(START), np.zeros_like(START), []
+    for t, g in enumerate(GRADS, 1):
+        root = 1.0 if t == 1 else np.sqrt(s / (1 - 0.999 ** (t - 1)))
+        theta = theta - 0.05 * g / root
+        s = 0.999 * s + 0.001 * (g - m) ** 2
+        m = 0.9 * m + 0.1 * g
+        wanted.append(theta)
+    close(RECORDED["optimizers"]["acprop"], wanted)
+
+
+@differs("optimizer", "rprop", "optax")
+def _() -> None:
+    theta, size, last, wanted = START, np.full_like(START, 0.05), np.zeros_like(START), []
+    for g in GRADS:
+        turned = g * last < 0
+        size = np.clip(size * np.select([g * last > 0, turned], [1.2, 0.5], 1.0), 1e-6, 50)
+        theta = theta - np.where(turned, 0, last)
+        last = np.where(turned, 0, size * np.sign(g))
+        wanted.append(theta)
+    close(RECORDED["optimizers"]["rprop"], wanted)
+
+
+# Schedulers.
+
+
+@differs("scheduler", "cosine", "torch")
+def _() -> None:
+    theta = torch.zeros(1, requires_grad=True)
+    opt = torch.optim.SGD([theta], lr=0.4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 4, eta_min=0.1)
+    rates = []
+    for _ in range(8):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        scheduler.step()
+    assert rates[4] == pytest.approx(0.1)
+    assert rates[7] > rates[5] > rates[4]
+
+
+@differs("scheduler", "one_cycle", "torch")
+def _() -> None:
+    cycle = torch.optim.lr_scheduler.OneCycleLR
+    assert default(cycle, "max_lr") is inspect.Parameter.empty
+    assert default(cycle, "cycle_momentum") is True
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4, momentum=0.9)
+    with pytest.raises(ZeroDivisionError):
+        cycle(opt, 0.4, 10, pct_start=0.1)
+    scheduler = cycle(opt, 0.4, 2)
+    opt.step()
+    scheduler.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="Tried to step 3 times"):
+        scheduler.step()
+
+
+@differs("scheduler", "polynomial", "torch")
+def _() -> None:
+    assert default(torch.optim.lr_scheduler.PolynomialLR, "total_iters") == 5
+
+
+@differs("scheduler", "reduce_on_plateau", "keras")
+def _() -> None:
+    """A metric that stands still falls first after `patience` epochs there, after one more here."""
+    callback = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, patience=2, min_delta=0.1)
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile(optimizer=keras.optimizers.SGD(1.0), loss="mse")
+    callback.set_model(model)
+    callback.on_train_begin()
+    theirs = []
+    for epoch in range(6):
+        # Better by 0.05 each time: less than min_delta, absolute, though 5 % of the best or more.
+        callback.on_epoch_end(epoch, {"loss": 1.0 - 0.05 * epoch * (epoch < 2)})
+        theirs.append(float(model.optimizer.learning_rate))
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = dlblocks.scheduler(
+        "reduce_on_plateau", opt, factor=0.5, patience=2, threshold=0.1, threshold_mode="abs"
+    )
+    rates = []
+    for epoch in range(6):
+        scheduler.step(1.0 - 0.05 * epoch * (epoch < 2))
+        rates.append(opt.param_groups[0]["lr"])
+    assert theirs.index(0.5) + 1 == rates.index(0.5)
+
+
+def declared() -> set[tuple[str, str, str]]:
+    blocks = [REGISTRY.get(kind, name) for kind in REGISTRY.kinds for name in REGISTRY.names(kind)]
+    return {(block.kind, block.name, library) for block in blocks for library in block.differs_from}
+
+
+def test_every_declared_difference_is_checked_and_no_other() -> None:
+    assert set(CHECKS) == {key for key in declared() if key[2] != "timm"}
+
+
+@pytest.mark.parametrize("key", sorted(CHECKS), ids="-".join)
+def test_it_is_just_that(key: tuple[str, str, str]) -> None:
+    CHECKS[key]()
