@@ -193,8 +193,7 @@ class Hinge(Loss):
 
     def violations(self, input: Tensor, target: Tensor) -> Tensor:
         """How far each score falls short of the margin."""
-        sign = target.gt(0).to(input.dtype) * 2 - 1
-        return (self.margin - sign * input).clamp_min(0)
+        return (torch.where(target > 0, -input, input) + self.margin).clamp_min(0)
 
 
 class SquaredHinge(Hinge):
@@ -237,7 +236,7 @@ class BinaryFocal(Loss):
         self.alpha = alpha
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        log_p = F.logsigmoid(input) * target + F.logsigmoid(-input) * (1 - target)
+        log_p = -F.binary_cross_entropy_with_logits(input, target, reduction="none")
         loss = _focused(log_p, self.gamma)
         if self.alpha is not None:
             loss = loss * (self.alpha * target + (1 - self.alpha) * (1 - target))

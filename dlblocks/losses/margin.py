@@ -23,7 +23,7 @@ class SoftMargin(Loss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own overflows where a score is far on the wrong side.
-        return reduced(F.softplus(-_sign(target, input) * input), reduction)
+        return reduced(F.softplus(_signed(input, target)), reduction)
 
 
 class Perceptron(Loss):
@@ -39,7 +39,7 @@ class Perceptron(Loss):
     """
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return reduced((-_sign(target, input) * input).clamp_min(0), reduction)
+        return reduced(_signed(input, target).clamp_min(0), reduction)
 
 
 class MultiMargin(Loss):
@@ -123,8 +123,9 @@ class MultilabelMargin(Loss):
         return reduced((short * counted).sum((-2, -1)) / input.shape[-1], reduction)
 
 
-def _sign(target: Tensor, like: Tensor) -> Tensor:
-    return target.gt(0).to(like.dtype) * 2 - 1
+def _signed(input: Tensor, target: Tensor) -> Tensor:
+    """`-y x` with `y` -1 or 1."""
+    return torch.where(target > 0, -input, input)
 
 
 def _of_target(input: Tensor, target: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def test_those_of_metaformers() -> None:
     x = torch.randn(50, 6)
     torch.testing.assert_close(dlblocks.activation("squared_relu")(x), metaformer.SquaredReLU()(x))
     layer = metaformer.StarReLU()
-    assert [float(p) for p in layer.parameters()] == [1.0, 0.0]
+    assert [p.item() for p in layer.parameters()] == [1.0, 0.0]
     torch.testing.assert_close(dlblocks.activation("star_relu", scale=1.0, bias=0.0)(x), layer(x))
 
 
