@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import ClassWeights, Loss, check_classes, reduced
+from dlblocks.losses.base import ClassWeights, Loss, check_classes, reduced, turned
 
 
 class BCE(Loss):
@@ -193,7 +193,7 @@ class Hinge(Loss):
 
     def violations(self, input: Tensor, target: Tensor) -> Tensor:
         """How far each score falls short of the margin."""
-        return (torch.where(target > 0, -input, input) + self.margin).clamp_min(0)
+        return turned(input, target).add_(self.margin).relu_()
 
 
 class SquaredHinge(Hinge):

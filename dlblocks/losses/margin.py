@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import Loss, check_classes, reduced
+from dlblocks.losses.base import Loss, check_classes, reduced, turned
 
 
 class SoftMargin(Loss):
@@ -23,7 +23,7 @@ class SoftMargin(Loss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own overflows where a score is far on the wrong side.
-        return reduced(F.softplus(_signed(input, target)), reduction)
+        return reduced(F.softplus(turned(input, target)), reduction)
 
 
 class Perceptron(Loss):
@@ -39,7 +39,7 @@ class Perceptron(Loss):
     """
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return reduced(_signed(input, target).clamp_min(0), reduction)
+        return reduced(turned(input, target).relu_(), reduction)
 
 
 class MultiMargin(Loss):
@@ -121,11 +121,6 @@ class MultilabelMargin(Loss):
         short = (1 - input.unsqueeze(-1) + input.unsqueeze(-2)).clamp_min(0)
         counted = target.unsqueeze(-1) * (1 - target).unsqueeze(-2)
         return reduced((short * counted).sum((-2, -1)) / input.shape[-1], reduction)
-
-
-def _signed(input: Tensor, target: Tensor) -> Tensor:
-    """`-y x` with `y` -1 or 1."""
-    return torch.where(target > 0, -input, input)
 
 
 def _of_target(input: Tensor, target: Tensor) -> Tensor:
