@@ -12,6 +12,8 @@ from dlblocks.data.table import Table
 from dlblocks.errors import UserError
 
 _BINS = 10
+# Draws after the first in search of one that has every label in every part.
+_DRAWS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +52,15 @@ def split(table: Table, seed: int, val: float = 0.2, test: float = 0.2) -> Split
     if table.groups is not None:
         part = _split_groups(table, table.groups, fractions, draw)
     else:
-        part = torch.empty(len(table), dtype=torch.int64)
-        debt = [0.0, 0.0, 0.0]
-        strict = table.task in ("binary", "multiclass")
-        for stratum, label in _strata(table, fractions):
-            counts = _shares(len(stratum), fractions, debt, everywhere=table.task != "regression")
-            if strict and any(f > 0 and not c for f, c in zip(fractions, counts, strict=True)):
-                raise _too_small(table, "class", label, len(stratum), fractions)
-            shuffled = stratum[torch.randperm(len(stratum), generator=draw)]
-            part[shuffled] = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
-    if table.task == "multilabel":
-        _check_labels(table, part, fractions)
+        part = _split_strata(table, fractions, draw)
+        # A label may miss a part by chance, where its instances are in strata of one or two.
+        for _ in range(_DRAWS):
+            if table.task != "multilabel" or not _missing(table, part, fractions):
+                break
+            part = _split_strata(table, fractions, draw)
+    if table.task == "multilabel" and (missing := _missing(table, part, fractions)):
+        count = int(table.y[:, missing[0]].sum())
+        raise _too_small(table, "label", table.classes[missing[0]], count, fractions)
     parts = Split(*((part == i).nonzero().flatten() for i in range(3)))
     for rows, fraction in zip((parts.train, parts.val, parts.test), fractions, strict=True):
         if fraction > 0 and not len(rows):
@@ -69,6 +69,20 @@ def split(table: Table, seed: int, val: float = 0.2, test: float = 0.2) -> Split
                 f" {_shown(fractions)}: a part would be empty."
             )
     return parts
+
+
+def _split_strata(table: Table, fractions: tuple[float, ...], draw: torch.Generator) -> Tensor:
+    """The part of each row: every stratum in the fractions."""
+    part = torch.empty(len(table), dtype=torch.int64)
+    debt = [0.0, 0.0, 0.0]
+    strict = table.task in ("binary", "multiclass")
+    for stratum, label in _strata(table, fractions):
+        counts = _shares(len(stratum), fractions, debt, everywhere=table.task != "regression")
+        if strict and any(f > 0 and not c for f, c in zip(fractions, counts, strict=True)):
+            raise _too_small(table, "class", label, len(stratum), fractions)
+        shuffled = stratum[torch.randperm(len(stratum), generator=draw)]
+        part[shuffled] = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    return part
 
 
 def _shares(count: int, fractions: tuple[float, ...], debt: list[float], *, everywhere: bool) -> list[int]:
@@ -134,12 +148,13 @@ def _split_groups(
     return part[member]
 
 
-def _check_labels(table: Table, part: Tensor, fractions: tuple[float, ...]) -> None:
+def _missing(table: Table, part: Tensor, fractions: tuple[float, ...]) -> list[int]:
+    """The labels that some part has no instance of."""
+    absent = torch.zeros(table.y.shape[1], dtype=torch.bool)
     for i, fraction in enumerate(fractions):
-        present = table.y[part == i].sum(0) > 0
-        if fraction > 0 and not present.all():
-            label = int((~present).nonzero()[0])
-            raise _too_small(table, "label", table.classes[label], int(table.y[:, label].sum()), fractions)
+        if fraction > 0:
+            absent |= table.y[part == i].sum(0) == 0
+    return absent.nonzero().flatten().tolist()
 
 
 def _too_small(table: Table, what: str, label: str, count: int, fractions: tuple[float, ...]) -> UserError:

@@ -46,6 +46,7 @@ def test_classes_within_one(sizes: list[int], fractions: tuple[float, float], se
 
 
 @given(st.integers(30, 200), st.integers(1, 6), st.integers(0, 1000))
+@example(total=30, labels=4, seed=245)  # of which the first draw misses a label in one part
 @settings(deadline=None)
 def test_multilabel_and_regression_partition(total: int, labels: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
