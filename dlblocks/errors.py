@@ -26,8 +26,10 @@ def nearest(name: str, legal: Iterable[str], count: int = 3) -> list[str]:
     import difflib
 
     by_lower = {candidate.lower(): candidate for candidate in legal}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
-    return [by_lower[candidate] for candidate in found]
+    # Letters in another order, the commonest slip, count for little in difflib's measure.
+    swapped = [candidate for candidate in by_lower if sorted(candidate) == sorted(name.lower())]
+    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
+    return [by_lower[candidate] for candidate in dict.fromkeys((*swapped, *close))][:count]
 
 
 def did_you_mean(name: str, legal: Iterable[str]) -> str:

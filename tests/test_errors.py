@@ -51,3 +51,8 @@ def test_an_unknown_name_is_told_with_place_nearest_and_legal() -> None:
     assert isinstance(error, UnknownNameError)
     assert str(error) == "recipe.loss: unknown loss 'hubber'. Did you mean 'huber'? Legal: huber, mse."
     assert str(unknown("loss", "x", ())) == "unknown loss 'x'. Legal: (none)."
+
+
+def test_letters_in_another_order_come_first() -> None:
+    assert nearest("adma", ["adamax", "adan", "adam", "aida"])[0] == "adam"
+    assert nearest("MSE", ["mes", "mse"])[:2] == ["mes", "mse"]

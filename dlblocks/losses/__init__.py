@@ -1,8 +1,10 @@
 """The catalogue of losses: one entry a block, called with `(input, target)`.
 
 Each says what it expects of the input (`values`, `logits`, `log_probabilities`, `log_rate`,
-`mean_log_variance`, `embeddings`, `scores`) and the format of the target: `values` and `indicators` (0 or 1) have the input's shape, `indices` are int64 `(N,)`, and
-`distribution` is one probability for each class; `target_range` where not all numbers are legal.
+`mean_log_variance`, `embeddings`, `scores`) and the format of the target: `values` and `indicators` (0 or 1)
+have the input's shape, `indices` are int64 `(N,)`, `distribution` is one probability for each class, `masks`
+are a class for each place or 0 and 1, and `own` is what the tag `arguments` says; `target_range` where not
+all numbers are legal.
 N instances, C classes.
 """
 
@@ -98,7 +100,7 @@ BLOCKS: tuple[Block, ...] = (
         expects="logits",
         target_format="indices",
         shape="(N, C) and (N,) indices, or (N, C) one-hot or soft",
-        aliases=("categorical_cross_entropy",),
+        aliases=("categorical_cross_entropy", "label_smoothing_cross_entropy", "soft_target_cross_entropy"),
         source="Good 1952 (J. R. Stat. Soc. B 14); label smoothing: Szegedy et al. 2015, arXiv:1512.00567",
         summary="Categorical cross-entropy on logits, fused with the softmax.",
         formula="-sum_c y_c log p_c, p = softmax(x)",

@@ -9,28 +9,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dlblocks.optimizers import extra
-from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION
-from dlblocks.records import SAME, Block, Param
+from dlblocks.optimizers import extra, own
+from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION, MOMENTS, betas, decay, eps, lr
+from dlblocks.records import Block, Param
 
-
-def _lr(default: float, origin: Any = SAME) -> Param:
-    return Param("lr", default, "float", "learning rate", "(0, inf)", origin=origin)
-
-
-def _eps(default: float, doc: str) -> Param:
-    return Param("eps", default, "float", doc, "(0, inf)")
-
-
-def _betas(doc: str) -> Param:
-    return Param("betas", (0.9, 0.999), "floats", doc, "[0, 1)", size=2)
-
-
-def _decay(default: float = 0.0) -> Param:
-    return Param("weight_decay", default, "float", "strength of the decay of the weights", "[0, inf)")
-
-
-_MOMENTS = _betas("decay rates of the averages of g and of g^2")
 _DECOUPLED = Param(
     "decoupled_weight_decay", False, "bool", "decay beside the update, as in AdamW, not through g"
 )
@@ -57,37 +39,14 @@ def _entry(
     )
 
 
-def _own(
-    name: str,
-    target: str,
-    *params: Param,
-    decay: Literal["l2", "decoupled", ""] = "",
-    elementwise: bool = False,
-    linear_in_lr: bool = True,
-    closure: bool = False,
-    **about: Any,
-) -> Block:
-    tags: dict[str, Any] = {"elementwise": elementwise, "linear_in_lr": linear_in_lr, "closure": closure}
-    if decay:
-        params, tags = (*params, DECAY_NORM_AND_BIAS), {**tags, "kind_of_decay": decay}
-    return Block(
-        kind="optimizer",
-        name=name,
-        target=f"dlblocks.optimizers.{target}",
-        params=params,
-        tags=tags,
-        **about,
-    )
-
-
 BLOCKS: tuple[Block, ...] = (
     _entry(
         "sgd",
         "torch.optim:SGD",
-        _lr(0.01, origin=1e-3),
+        lr(0.01, origin=1e-3),
         Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
         Param("dampening", 0.0, "float", "share of g that does not enter the momentum", "[0, 1]"),
-        _decay(),
+        decay(),
         Param("nesterov", False, "bool", "look ahead along the momentum; needs momentum > 0"),
         aliases=("gd",),
         summary="(Mini-batch) gradient descent, with momentum if asked; GD is a batch of all instances.",
@@ -102,10 +61,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "adam",
         "torch.optim:Adam",
-        _lr(1e-3),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, after the bias correction"),
-        _decay(),
+        lr(1e-3),
+        MOMENTS,
+        eps(1e-8, "added to the root, after the bias correction"),
+        decay(),
         _AMSGRAD,
         summary="Steps of about lr, whatever the scale of the gradient: momentum over root mean square.",
         formula="m_t = beta_1 m_(t-1) + (1 - beta_1) g; v_t = beta_2 v_(t-1) + (1 - beta_2) g^2;"
@@ -117,10 +76,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "adamw",
         "torch.optim:AdamW",
-        _lr(1e-3),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, after the bias correction"),
-        _decay(0.01),
+        lr(1e-3),
+        MOMENTS,
+        eps(1e-8, "added to the root, after the bias correction"),
+        decay(0.01),
         _AMSGRAD,
         decay="decoupled",
         summary="Adam whose weight decay does not pass through the averages.",
@@ -135,10 +94,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "rmsprop",
         "torch.optim:RMSprop",
-        _lr(0.01),
+        lr(0.01),
         Param("alpha", 0.99, "float", "decay rate of the average of g^2", "[0, 1)"),
-        _eps(1e-8, "added to the root"),
-        _decay(),
+        eps(1e-8, "added to the root"),
+        decay(),
         Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
         Param("centered", False, "bool", "subtract the square of the average of g: the variance"),
         summary="The gradient over its root mean square.",
@@ -150,11 +109,11 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "adagrad",
         "torch.optim:Adagrad",
-        _lr(0.01),
+        lr(0.01),
         Param("lr_decay", 0.0, "float", "lr falls as lr / (1 + (t - 1) * lr_decay)", "[0, inf)"),
-        _decay(),
+        decay(),
         Param("initial_accumulator_value", 0.0, "float", "G_0", "[0, inf)"),
-        _eps(1e-10, "added to the root"),
+        eps(1e-10, "added to the root"),
         summary="The gradient over the root of the sum of all its squares: rarely moved weights move more.",
         formula="G_t = G_(t-1) + g^2; theta -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(G_t) + eps)",
         source="Duchi et al. 2011 (JMLR 12)",
@@ -163,10 +122,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "adadelta",
         "torch.optim:Adadelta",
-        _lr(1.0),
+        lr(1.0),
         Param("rho", 0.9, "float", "decay rate of both averages", "[0, 1)"),
-        _eps(1e-6, "added inside both roots; sets the size of the first steps"),
-        _decay(),
+        eps(1e-6, "added inside both roots; sets the size of the first steps"),
+        decay(),
         summary="The gradient scaled by the ratio of root mean squares of past steps and gradients.",
         formula="v_t = rho v_(t-1) + (1 - rho) g^2; d_t = sqrt(u_(t-1) + eps) / sqrt(v_t + eps) * g;"
         " u_t = rho u_(t-1) + (1 - rho) d_t^2; theta -= lr * d_t",
@@ -177,10 +136,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "nadam",
         "torch.optim:NAdam",
-        _lr(2e-3),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, after the bias correction"),
-        _decay(),
+        lr(2e-3),
+        MOMENTS,
+        eps(1e-8, "added to the root, after the bias correction"),
+        decay(),
         Param("momentum_decay", 0.004, "float", "how fast the warm-up of the momentum ends", "[0, inf)"),
         _DECOUPLED,
         summary="Adam with Nesterov's momentum.",
@@ -197,10 +156,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "radam",
         "torch.optim:RAdam",
-        _lr(1e-3),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, before the bias correction"),
-        _decay(),
+        lr(1e-3),
+        MOMENTS,
+        eps(1e-8, "added to the root, before the bias correction"),
+        decay(),
         _DECOUPLED,
         summary="Adam that takes plain momentum steps until the variance of its second moment is known.",
         formula="m_t, v_t as adam; R = 2 / (1 - beta_2) - 1; r_t = R - 2 t beta_2^t / (1 - beta_2^t);"
@@ -213,10 +172,10 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "adamax",
         "torch.optim:Adamax",
-        _lr(2e-3),
-        _betas("decay rates of the average of g and of the largest |g|"),
-        _eps(1e-8, "added to |g| inside the maximum"),
-        _decay(),
+        lr(2e-3),
+        betas("decay rates of the average of g and of the largest |g|"),
+        eps(1e-8, "added to |g| inside the maximum"),
+        decay(),
         summary="Adam with the largest gradient in place of the root mean square.",
         formula="m_t as adam; u_t = max(beta_2 u_(t-1), |g| + eps); theta -= lr / (1 - beta_1^t) * m_t / u_t",
         source="Kingma & Ba 2014, arXiv:1412.6980",
@@ -227,7 +186,7 @@ BLOCKS: tuple[Block, ...] = (
         name="lbfgs",
         target="torch.optim:LBFGS",
         params=(
-            _lr(1.0),
+            lr(1.0),
             Param("max_iter", 20, "int", "iterations in each step, which is one batch", "[1, inf)"),
             Param(
                 "max_eval", None, "int", "loss evaluations in each step; null is max_iter * 1.25", "[1, inf)"
@@ -258,11 +217,11 @@ BLOCKS: tuple[Block, ...] = (
     _entry(
         "asgd",
         "torch.optim:ASGD",
-        _lr(0.01),
+        lr(0.01),
         Param("lambd", 1e-4, "float", "decay of theta, and how fast lr falls", "[0, inf)"),
         Param("alpha", 0.75, "float", "power of the fall of lr", "[0, inf)"),
         Param("t0", 1e6, "float", "step at which the averaging begins", "[0, inf)"),
-        _decay(),
+        decay(),
         linear_in_lr=False,
         aliases=("averaged_sgd",),
         summary="SGD with a falling rate, which keeps the average of theta in its state.",
@@ -276,7 +235,7 @@ BLOCKS: tuple[Block, ...] = (
         name="rprop",
         target="torch.optim:Rprop",
         params=(
-            _lr(0.01),
+            lr(0.01),
             Param(
                 "etas",
                 (0.5, 1.2),
@@ -301,10 +260,10 @@ BLOCKS: tuple[Block, ...] = (
         name="adafactor",
         target="torch.optim:Adafactor",
         params=(
-            _lr(0.01),
+            lr(0.01),
             Param("beta2_decay", -0.8, "float", "power of t in 1 - beta_2", "(-inf, 0]"),
             Param("d", 1.0, "float", "largest root mean square of the update", "[1, inf)"),
-            _decay(),
+            decay(),
             DECAY_NORM_AND_BIAS,
         ),
         summary="Adam without momentum whose second moment of a matrix is one number for each row and column.",
@@ -317,195 +276,12 @@ BLOCKS: tuple[Block, ...] = (
         kind="optimizer",
         name="sparse_adam",
         target="torch.optim:SparseAdam",
-        params=(_lr(1e-3), _MOMENTS, _eps(1e-8, "added to the root, before the bias correction")),
+        params=(lr(1e-3), MOMENTS, eps(1e-8, "added to the root, before the bias correction")),
         summary="Adam that moves only the rows that have a gradient, for sparse embeddings.",
         formula="as adam, on the rows of a sparse g",
         source="Kingma & Ba 2014, arXiv:1412.6980",
         tags={"elementwise": True, "linear_in_lr": True, "closure": False, "sparse": True},
     ),
-    _own(
-        "muon",
-        "muon:Muon",
-        _lr(1e-3),
-        _decay(0.1),
-        Param("momentum", 0.95, "float", "decay rate of the average of g", "[0, 1)"),
-        Param("nesterov", True, "bool", "look ahead along the momentum"),
-        Param("ns_steps", 5, "int", "Newton-Schulz iterations", "[1, 99]"),
-        Param(
-            "adjust_lr_fn",
-            "match_rms_adamw",
-            "str",
-            "size of the step of a matrix: as AdamW's, or sqrt(rows / columns) but at least 1",
-            choices=("match_rms_adamw", "original"),
-        ),
-        Param("betas", (0.9, 0.95), "floats", "AdamW's, for what is no matrix", "[0, 1)", size=2),
-        _eps(1e-8, "AdamW's, for what is no matrix"),
-        decay="decoupled",
-        summary="Momentum made orthogonal, for matrices; what is no matrix goes by AdamW at the same rate.",
-        formula="b_t = momentum b_(t-1) + (1 - momentum) g; U S V' = (1 - momentum) g + momentum b_t;"
-        " theta -= lr * weight_decay * theta + lr * 0.2 sqrt(max(rows, columns)) * U V'",
-        source="Jordan et al. 2024 (kellerjordan.github.io/posts/muon); size: Liu et al. 2025, arXiv:2502.16982",
-        note="embeddings and the last layer are better given to AdamW",
-        differs_from={"torch": "takes matrices only, and refuses biases; adjust_lr_fn original by default"},
-    ),
-    _own(
-        "lamb",
-        "layerwise:Lamb",
-        _lr(1e-3),
-        _MOMENTS,
-        _eps(1e-6, "added to the root, after the bias correction"),
-        _decay(),
-        decay="decoupled",
-        summary="Adam's direction with a trust ratio for each tensor, for large batches.",
-        formula="u = adam's direction + weight_decay * theta; theta -= lr * |theta| / |u| * u",
-        source="You et al. 2019, arXiv:1904.00962",
-    ),
-    _own(
-        "larc",
-        "layerwise:Larc",
-        _lr(1.0),
-        Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
-        _decay(),
-        Param("trust_coefficient", 1e-3, "float", "factor of the ratio", "(0, inf)"),
-        _eps(1e-8, "added to the ratio's denominator"),
-        decay="l2",
-        linear_in_lr=False,
-        summary="LARS that only ever lowers the rate of a tensor.",
-        formula="r = trust_coefficient |theta| / (|g| + weight_decay |theta|);"
-        " g' = min(r / lr, 1) (g + weight_decay * theta); then as sgd",
-        source="You et al. 2017, arXiv:1708.03888; clipping: NVIDIA apex LARC",
-    ),
-    _own(
-        "optimistic_gradient_descent",
-        "optimistic:OptimisticGradientDescent",
-        _lr(0.01),
-        Param("alpha", 1.0, "float", "factor of the gradient", "[0, inf)"),
-        Param("beta", 1.0, "float", "factor of its change", "[0, inf)"),
-        _decay(),
-        decay="l2",
-        elementwise=True,
-        aliases=("ogd",),
-        summary="Gradient descent that looks ahead by the change of the gradient, for games and saddle points.",
-        formula="theta -= lr * (alpha g_t + beta (g_t - g_(t-1))), g_0 = g_1",
-        source="Daskalakis et al. 2017, arXiv:1711.00141; general form: Mokhtari et al. 2019, arXiv:1901.08511",
-    ),
-    _own(
-        "optimistic_adam",
-        "optimistic:OptimisticAdam",
-        _lr(1e-3),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, after the bias correction"),
-        Param("alpha", 1.0, "float", "factor of the direction", "[0, inf)"),
-        Param("beta", 1.0, "float", "factor of its change", "[0, inf)"),
-        _decay(),
-        decay="decoupled",
-        elementwise=True,
-        summary="Adam that looks ahead by the change of its direction, for games and saddle points.",
-        formula="theta -= lr * (alpha d_t + beta (d_t - d_(t-1))), d_t adam's direction, d_0 = d_1",
-        source="Daskalakis et al. 2017, arXiv:1711.00141",
-    ),
-    _own(
-        "noisy_sgd",
-        "noisy_sgd:NoisySGD",
-        _lr(0.01),
-        Param("eta", 0.01, "float", "variance of the noise at the first step", "[0, inf)"),
-        Param("gamma", 0.55, "float", "how fast the noise fades", "[0, inf)"),
-        _decay(),
-        decay="l2",
-        elementwise=True,
-        summary="SGD with noise that fades.",
-        formula="theta -= lr * (g + n), n normal with variance eta / t^gamma",
-        source="Neelakantan et al. 2015, arXiv:1511.06807",
-    ),
-    _own(
-        "acprop",
-        "acprop:ACProp",
-        _lr(1e-3),
-        _betas("decay rates of the averages of g and of its squared deviation"),
-        _eps(1e-16, "added to the root"),
-        _decay(),
-        decay="decoupled",
-        elementwise=True,
-        summary="AdaBelief that divides by the variance before this gradient.",
-        formula="theta -= lr * g / (sqrt(s_(t-1) / (1 - beta_2^(t-1))) + eps);"
-        " m_t = beta_1 m_(t-1) + (1 - beta_1) g; s_t = beta_2 s_(t-1) + (1 - beta_2)(g - m_t)^2",
-        source="Zhuang et al. 2021, arXiv:2110.05454",
-        note="its first step only sets m and s",
-        differs_from={"optax": "its first step is lr * g; s measures from m of the step before"},
-    ),
-    _own(
-        "dog",
-        "distance:DoG",
-        _lr(1.0),
-        Param("reps_rel", 1e-6, "float", "first distance, relative; 1e-4 with batch norm", "(0, inf)"),
-        _eps(1e-8, "added inside the root"),
-        _decay(),
-        decay="l2",
-        summary="SGD that finds its rate from the distance travelled; lr stays 1.",
-        formula="theta -= lr * max_i |theta_i - theta_0| / sqrt(sum |g_i|^2 + eps) * g; norms over all parameters",
-        source="Ivgi et al. 2023, arXiv:2302.12022",
-    ),
-    _own(
-        "dowg",
-        "distance:DoWG",
-        _lr(1.0),
-        _eps(1e-4, "first squared distance, and added to the root"),
-        _decay(),
-        decay="l2",
-        summary="DoG with gradients weighted by the distance; lr stays 1.",
-        formula="r_t = max(r_(t-1), |theta - theta_0|^2); v_t = v_(t-1) + r_t |g|^2; theta -= lr * r_t / (sqrt(v_t) + eps) * g",
-        source="Khaled et al. 2023, arXiv:2305.16284",
-    ),
-    _own(
-        "cocob",
-        "distance:Cocob",
-        _lr(1.0),
-        Param("alpha", 100.0, "float", "the first bets are at most 1 / alpha", "(0, inf)"),
-        _eps(1e-8, "first value of L"),
-        _decay(),
-        decay="l2",
-        elementwise=True,
-        summary="Coin betting: each weight bets on its gradient's sign; lr stays 1.",
-        formula="L = max(L, |g|), G += |g|, R = max(R - (theta - theta_0) g, 0), C -= g;"
-        " theta = theta_0 + C (L + R) / (L max(G + L, alpha L))",
-        source="Orabona & Tommasi 2017, arXiv:1705.07795",
-    ),
-    _own(
-        "polyak_sgd",
-        "model_based:PolyakSGD",
-        _lr(1.0),
-        Param("f_min", 0.0, "float", "the least loss that can be"),
-        closure=True,
-        linear_in_lr=False,
-        summary="SGD whose rate is the loss over the squared gradient, at most lr.",
-        formula="theta -= min(lr, max(loss - f_min, 0) / |g|^2) * g",
-        source="Loizou et al. 2020, arXiv:2002.10542",
-    ),
-    _own(
-        "momo",
-        "model_based:Momo",
-        _lr(1.0),
-        Param("beta", 0.9, "float", "decay rate of the averages", "[0, 1)"),
-        Param("lower_bound", 0.0, "float", "the least loss that can be"),
-        closure=True,
-        linear_in_lr=False,
-        summary="Momentum whose rate is cut where a model of the loss says so.",
-        formula="d, f, c: averages of g, loss, <g, theta>; theta -= min(lr, max(f - lower_bound - c + <d, theta>, 0) / |d|^2) d",
-        source="Schaipp et al. 2023, arXiv:2305.07583",
-    ),
-    _own(
-        "momo_adam",
-        "model_based:MomoAdam",
-        _lr(1e-2),
-        _MOMENTS,
-        _eps(1e-8, "added to the root, after the bias correction"),
-        Param("lower_bound", 0.0, "float", "the least loss that can be"),
-        closure=True,
-        linear_in_lr=False,
-        summary="Adam whose rate is cut where a model of the loss says so.",
-        formula="m, v as adam, D = sqrt(v / (1 - beta_2^t)) + eps, b = 1 - beta_1^t, f, c: averages of loss, <g, theta>;"
-        " theta -= min(lr / b, max(f - b lower_bound - c + <m, theta>, 0) / <m, m / D>) m / D",
-        source="Schaipp et al. 2023, arXiv:2305.07583",
-    ),
+    *own.BLOCKS,
     *extra.BLOCKS,
 )

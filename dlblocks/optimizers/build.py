@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from dlblocks.errors import UserError
 from dlblocks.optimizers.groups import decay_groups, matrix_groups
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION
-from dlblocks.registry import Spec, parse_whole
+from dlblocks.records import Block
+from dlblocks.registry import Spec, parse, parse_whole
 
 
 def optimizer(
@@ -43,6 +44,8 @@ def optimizer(
         groups = _groups(model_or_params, decay if isinstance(decay, (int, float)) else 0.0, False, where)
         return _call(spec, groups, params, where)
     block, full = parse_whole("optimizer", spec, params, where)
+    if block.tags.get("wraps"):
+        return _wrapped(block, full, model_or_params, where)
     _check_together(full, where)
     target = block.load()
     # A block of somebody else may have parameters of these names: those are its own.
@@ -57,6 +60,23 @@ def optimizer(
         unfusable = full.get("momentum") == 0 or _has_sparse_gradients(model_or_params)
         full |= _implementation(choice, target, list(_tensors(groups)), unfusable, where)
     return _call(target, groups, full, where)
+
+
+def _wrapped(
+    block: Block, params: dict[str, Any], model_or_params: nn.Module | Iterable[Any], where: str
+) -> Optimizer:
+    spec, rate = params.pop("base"), params.pop("lr")
+    inner, given = parse("optimizer", spec, f"{where}.base")
+    if inner.tags.get("wraps") or inner.tags.get("closure") or inner.tags.get("sparse"):
+        raise UserError(
+            f"{where}.base={inner.name}: {block.name} goes around optimisers that take one gradient a step,"
+            " such as sgd or adamw."
+        )
+    if rate is not None:
+        given["lr"] = rate
+    base = optimizer({"name": inner.name, **given}, model_or_params, f"{where}.base")
+    built: Optimizer = block.load()(base, **params)
+    return built
 
 
 def _call(target: Callable[..., Any], groups: list[Any], params: Mapping[str, Any], where: str) -> Optimizer:

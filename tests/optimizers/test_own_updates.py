@@ -210,7 +210,12 @@ REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
 }
 BY_NAME = {reference.__name__: reference for reference in REFERENCES}
 CASES = [(reference.__name__, case) for reference, cases in REFERENCES.items() for case in cases]
-OWN = {block.name: block for block in BLOCKS if str(block.target).startswith("dlblocks.optimizers.")}
+# Wrappers have a file of their own.
+OWN = {
+    block.name: block
+    for block in BLOCKS
+    if str(block.target).startswith("dlblocks.optimizers.") and not block.tags.get("wraps")
+}
 
 
 @pytest.fixture(autouse=True)

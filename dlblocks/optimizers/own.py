@@ -1,0 +1,251 @@
+"""The optimisers of our own, which no package that is needed anyway keeps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, MOMENTS, betas, decay, eps, lr
+from dlblocks.records import Block, Param
+
+
+def _entry(
+    name: str,
+    target: str,
+    *params: Param,
+    decay: Literal["l2", "decoupled", ""] = "",
+    elementwise: bool = False,
+    linear_in_lr: bool = True,
+    closure: bool = False,
+    **about: Any,
+) -> Block:
+    tags: dict[str, Any] = {"elementwise": elementwise, "linear_in_lr": linear_in_lr, "closure": closure}
+    if decay:
+        params, tags = (*params, DECAY_NORM_AND_BIAS), {**tags, "kind_of_decay": decay}
+    return Block(
+        kind="optimizer",
+        name=name,
+        target=f"dlblocks.optimizers.{target}",
+        params=params,
+        tags=tags,
+        **about,
+    )
+
+
+def _wrapper(name: str, target: str, *params: Param, closure: bool = False, **about: Any) -> Block:
+    base = Param("base", "adamw", "any", "the optimizer inside: a name or {name: ..., parameters}")
+    rate = Param("lr", None, "float", "learning rate of the base; null is the base's own", "(0, inf)")
+    return Block(
+        kind="optimizer",
+        name=name,
+        target=f"dlblocks.optimizers.wrappers:{target}",
+        params=(rate, base, *params),
+        tags={"elementwise": False, "linear_in_lr": False, "closure": closure, "wraps": True},
+        **about,
+    )
+
+
+BLOCKS: tuple[Block, ...] = (
+    _entry(
+        "muon",
+        "muon:Muon",
+        lr(1e-3),
+        decay(0.1),
+        Param("momentum", 0.95, "float", "decay rate of the average of g", "[0, 1)"),
+        Param("nesterov", True, "bool", "look ahead along the momentum"),
+        Param("ns_steps", 5, "int", "Newton-Schulz iterations", "[1, 99]"),
+        Param(
+            "adjust_lr_fn",
+            "match_rms_adamw",
+            "str",
+            "size of the step of a matrix: as AdamW's, or sqrt(rows / columns) but at least 1",
+            choices=("match_rms_adamw", "original"),
+        ),
+        Param("betas", (0.9, 0.95), "floats", "AdamW's, for what is no matrix", "[0, 1)", size=2),
+        eps(1e-8, "AdamW's, for what is no matrix"),
+        decay="decoupled",
+        summary="Momentum made orthogonal, for matrices; what is no matrix goes by AdamW at the same rate.",
+        formula="b_t = momentum b_(t-1) + (1 - momentum) g; U S V' = (1 - momentum) g + momentum b_t;"
+        " theta -= lr * weight_decay * theta + lr * 0.2 sqrt(max(rows, columns)) * U V'",
+        source="Jordan et al. 2024 (kellerjordan.github.io/posts/muon); size: Liu et al. 2025, arXiv:2502.16982",
+        note="embeddings and the last layer are better given to AdamW",
+        differs_from={"torch": "takes matrices only, and refuses biases; adjust_lr_fn original by default"},
+    ),
+    _entry(
+        "lamb",
+        "layerwise:Lamb",
+        lr(1e-3),
+        MOMENTS,
+        eps(1e-6, "added to the root, after the bias correction"),
+        decay(),
+        decay="decoupled",
+        summary="Adam's direction with a trust ratio for each tensor, for large batches.",
+        formula="u = adam's direction + weight_decay * theta; theta -= lr * |theta| / |u| * u",
+        source="You et al. 2019, arXiv:1904.00962",
+    ),
+    _entry(
+        "larc",
+        "layerwise:Larc",
+        lr(1.0),
+        Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
+        decay(),
+        Param("trust_coefficient", 1e-3, "float", "factor of the ratio", "(0, inf)"),
+        eps(1e-8, "added to the ratio's denominator"),
+        decay="l2",
+        linear_in_lr=False,
+        summary="LARS that only ever lowers the rate of a tensor.",
+        formula="r = trust_coefficient |theta| / (|g| + weight_decay |theta|);"
+        " g' = min(r / lr, 1) (g + weight_decay * theta); then as sgd",
+        source="You et al. 2017, arXiv:1708.03888; clipping: NVIDIA apex LARC",
+    ),
+    _entry(
+        "optimistic_gradient_descent",
+        "optimistic:OptimisticGradientDescent",
+        lr(0.01),
+        Param("alpha", 1.0, "float", "factor of the gradient", "[0, inf)"),
+        Param("beta", 1.0, "float", "factor of its change", "[0, inf)"),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        aliases=("ogd",),
+        summary="Gradient descent that looks ahead by the change of the gradient, for games and saddle points.",
+        formula="theta -= lr * (alpha g_t + beta (g_t - g_(t-1))), g_0 = g_1",
+        source="Daskalakis et al. 2017, arXiv:1711.00141; general form: Mokhtari et al. 2019, arXiv:1901.08511",
+    ),
+    _entry(
+        "optimistic_adam",
+        "optimistic:OptimisticAdam",
+        lr(1e-3),
+        MOMENTS,
+        eps(1e-8, "added to the root, after the bias correction"),
+        Param("alpha", 1.0, "float", "factor of the direction", "[0, inf)"),
+        Param("beta", 1.0, "float", "factor of its change", "[0, inf)"),
+        decay(),
+        decay="decoupled",
+        elementwise=True,
+        summary="Adam that looks ahead by the change of its direction, for games and saddle points.",
+        formula="theta -= lr * (alpha d_t + beta (d_t - d_(t-1))), d_t adam's direction, d_0 = d_1",
+        source="Daskalakis et al. 2017, arXiv:1711.00141",
+    ),
+    _entry(
+        "noisy_sgd",
+        "noisy_sgd:NoisySGD",
+        lr(0.01),
+        Param("eta", 0.01, "float", "variance of the noise at the first step", "[0, inf)"),
+        Param("gamma", 0.55, "float", "how fast the noise fades", "[0, inf)"),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        summary="SGD with noise that fades.",
+        formula="theta -= lr * (g + n), n normal with variance eta / t^gamma",
+        source="Neelakantan et al. 2015, arXiv:1511.06807",
+    ),
+    _entry(
+        "acprop",
+        "acprop:ACProp",
+        lr(1e-3),
+        betas("decay rates of the averages of g and of its squared deviation"),
+        eps(1e-16, "added to the root"),
+        decay(),
+        decay="decoupled",
+        elementwise=True,
+        summary="AdaBelief that divides by the variance before this gradient.",
+        formula="theta -= lr * g / (sqrt(s_(t-1) / (1 - beta_2^(t-1))) + eps);"
+        " m_t = beta_1 m_(t-1) + (1 - beta_1) g; s_t = beta_2 s_(t-1) + (1 - beta_2)(g - m_t)^2",
+        source="Zhuang et al. 2021, arXiv:2110.05454",
+        note="its first step only sets m and s",
+        differs_from={"optax": "its first step is lr * g; s measures from m of the step before"},
+    ),
+    _entry(
+        "dog",
+        "distance:DoG",
+        lr(1.0),
+        Param("reps_rel", 1e-6, "float", "first distance, relative; 1e-4 with batch norm", "(0, inf)"),
+        eps(1e-8, "added inside the root"),
+        decay(),
+        decay="l2",
+        summary="SGD that finds its rate from the distance travelled; lr stays 1.",
+        formula="theta -= lr * max_i |theta_i - theta_0| / sqrt(sum |g_i|^2 + eps) * g; norms over all parameters",
+        source="Ivgi et al. 2023, arXiv:2302.12022",
+    ),
+    _entry(
+        "dowg",
+        "distance:DoWG",
+        lr(1.0),
+        eps(1e-4, "first squared distance, and added to the root"),
+        decay(),
+        decay="l2",
+        summary="DoG with gradients weighted by the distance; lr stays 1.",
+        formula="r_t = max(r_(t-1), |theta - theta_0|^2); v_t = v_(t-1) + r_t |g|^2; theta -= lr * r_t / (sqrt(v_t) + eps) * g",
+        source="Khaled et al. 2023, arXiv:2305.16284",
+    ),
+    _entry(
+        "cocob",
+        "distance:Cocob",
+        lr(1.0),
+        Param("alpha", 100.0, "float", "the first bets are at most 1 / alpha", "(0, inf)"),
+        eps(1e-8, "first value of L"),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        summary="Coin betting: each weight bets on its gradient's sign; lr stays 1.",
+        formula="L = max(L, |g|), G += |g|, R = max(R - (theta - theta_0) g, 0), C -= g;"
+        " theta = theta_0 + C (L + R) / (L max(G + L, alpha L))",
+        source="Orabona & Tommasi 2017, arXiv:1705.07795",
+    ),
+    _entry(
+        "polyak_sgd",
+        "model_based:PolyakSGD",
+        lr(1.0),
+        Param("f_min", 0.0, "float", "the least loss that can be"),
+        closure=True,
+        linear_in_lr=False,
+        summary="SGD whose rate is the loss over the squared gradient, at most lr.",
+        formula="theta -= min(lr, max(loss - f_min, 0) / |g|^2) * g",
+        source="Loizou et al. 2020, arXiv:2002.10542",
+    ),
+    _entry(
+        "momo",
+        "model_based:Momo",
+        lr(1.0),
+        Param("beta", 0.9, "float", "decay rate of the averages", "[0, 1)"),
+        Param("lower_bound", 0.0, "float", "the least loss that can be"),
+        closure=True,
+        linear_in_lr=False,
+        summary="Momentum whose rate is cut where a model of the loss says so.",
+        formula="d, f, c: averages of g, loss, <g, theta>; theta -= min(lr, max(f - lower_bound - c + <d, theta>, 0) / |d|^2) d",
+        source="Schaipp et al. 2023, arXiv:2305.07583",
+    ),
+    _entry(
+        "momo_adam",
+        "model_based:MomoAdam",
+        lr(1e-2),
+        MOMENTS,
+        eps(1e-8, "added to the root, after the bias correction"),
+        Param("lower_bound", 0.0, "float", "the least loss that can be"),
+        closure=True,
+        linear_in_lr=False,
+        summary="Adam whose rate is cut where a model of the loss says so.",
+        formula="m, v as adam, D = sqrt(v / (1 - beta_2^t)) + eps, b = 1 - beta_1^t, f, c: averages of loss, <g, theta>;"
+        " theta -= min(lr / b, max(f - b lower_bound - c + <m, theta>, 0) / <m, m / D>) m / D",
+        source="Schaipp et al. 2023, arXiv:2305.07583",
+    ),
+    _wrapper(
+        "lookahead",
+        "Lookahead",
+        Param("k", 5, "int", "steps of the base between two of the slow weights", "[1, inf)"),
+        Param("alpha", 0.5, "float", "share of the way that the slow weights go", "(0, 1]"),
+        summary="Several steps of another optimizer, then a part of the way.",
+        formula="every k steps: slow += alpha (theta - slow); theta = slow",
+        source="Zhang et al. 2019, arXiv:1907.08610",
+    ),
+    _wrapper(
+        "sam",
+        "SAM",
+        Param("rho", 0.05, "float", "distance of the point whose gradient is taken", "(0, inf)"),
+        Param("adaptive", False, "bool", "measured in the size of each weight (ASAM, arXiv:2102.11600)"),
+        closure=True,
+        summary="Another optimizer's step by the gradient at the worst point near by, for flat minima; two passes.",
+        formula="e = rho g / |g|; g = gradient at theta + e; then the base's step from theta",
+        source="Foret et al. 2020, arXiv:2010.01412",
+    ),
+)
