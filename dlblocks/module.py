@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from dlblocks.initializers.apply import initialize
 from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.losses.terms import contract
 from dlblocks.optimizers.build import optimizer as build_optimizer
-from dlblocks.registry import Spec, name_of, spell_out
+from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
@@ -124,6 +125,9 @@ class LitModule(L.LightningModule):
                 " not. Set data.scale_target=false."
             )
 
+        named = isinstance(given["optimizer"], dict)
+        block = REGISTRY.get("optimizer", name_of(given["optimizer"])) if named else None
+        self._second_order = bool(block and block.tags.get("second_order"))
         self._meters = {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
 
@@ -231,6 +235,15 @@ class LitModule(L.LightningModule):
             switch = getattr(optimizer, "eval" if judged else "train", None)
             if switch is not None:
                 switch()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._second_order:
+            super().backward(loss, *args, **kwargs)
+            return
+        # The graph that is kept goes with the gradients, which are set to None before the next pass.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
+            torch.autograd.backward(loss, create_graph=True)
 
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None where the Trainer has no end."""

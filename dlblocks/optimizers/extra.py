@@ -34,12 +34,8 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         "AliG": "has no lr: the loss sets it",
         "AdaShift": "its state holds a queue, which cannot be loaded without running code",
         "Conda": "its state holds objects, which cannot be loaded without running code",
-        "SCION": "its state holds objects, which cannot be loaded without running code",
-        "SCIONLight": "its state holds objects, which cannot be loaded without running code",
         "ScalableShampoo": "its state holds objects, which cannot be loaded without running code",
         "Kron": "draws from numpy's global generator, so that no run could be repeated or resumed exactly",
-        "AdaHessian": "needs backward(create_graph=True)",
-        "SophiaH": "needs backward(create_graph=True)",
         "LOMO": "steps inside the backward pass",
         "AdaLOMO": "steps inside the backward pass",
         "BSAM": "needs the number of instances and two backward passes a step",
@@ -160,8 +156,20 @@ _ADAM = {
 }
 # The key by which a group says that it holds matrices.
 _MATRICES = {"matrix_flag": "use_muon"}
+# The backward pass has to keep its graph: LitModule does; elsewhere call backward(create_graph=True).
+_SECOND_ORDER = {"second_order": True}
 # The weights to judge are not those that get the gradient: the optimizer has to be told which are wanted.
 _SWITCHED = {"switches": True}
+
+_HUTCHINSON = (Param("num_samples", 1, "int", "random vectors for an estimate", "[1, inf)"),)
+_CONSTRAINT = Param("constraint", False, "bool", "keep theta within the radius, instead of decay")
+_NORM_TYPE = Param(
+    "norm_type",
+    1,
+    "int",
+    "the norm: 1 by the shape, 2 and 3 spectral, 4 sign, 5 bias, 6 columns, 7 rows, 0 none",
+    choices=tuple(range(8)),
+)
 
 
 def _like_adam(**changed: Any) -> dict[str, Any]:
@@ -550,6 +558,33 @@ BLOCKS: tuple[Block, ...] = (
            Param("start_preconditioning_step", 1, "int", "steps before it begins", "[1, inf)"),
            lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, precondition_frequency=10, momentum=0.0, nesterov=True,
            correct_bias=True, eps=1e-8, matrix_eps=1e-10),
+    _entry("scion", "SCION", "Steps of a fixed size in a norm that fits the shape: spectral for matrices.",
+           "Pethick et al. 2025, arXiv:2502.07529",
+           Param("momentum", 0.1, "float", "weight of g in its average", "(0, 1]"),
+           _CONSTRAINT, _NORM_TYPE,
+           Param("scale", 1.0, "float", "size of the step, or radius", "(0, inf)"),
+           lr=1e-3, weight_decay=0.0, weight_decouple=True),
+    _entry("scion_light", "SCIONLight", "Scion that keeps its average in the gradients themselves.",
+           "Pethick et al. 2025, arXiv:2502.07529",
+           Param("momentum", 0.1, "float", "weight of g in its average", "(0, 1]"),
+           _CONSTRAINT, _NORM_TYPE,
+           Param("scale", 1.0, "float", "size of the step, or radius", "(0, inf)"),
+           lr=1e-3, weight_decay=0.0, weight_decouple=True, aliases=("scionlight",)),
+    # By the diagonal of the Hessian, from random products with it.
+    _entry("adahessian", "AdaHessian", "Adam with the Hessian's diagonal in place of the gradient's square.",
+           "Yao et al. 2020, arXiv:2006.00719",
+           Param("hessian_power", 1.0, "float", "power of the diagonal", "[0, 1]"), *_HUTCHINSON,
+           Param("hessian_distribution", "rademacher", "str", "of the random vectors", choices=("rademacher", "gaussian")),
+           Param("update_period", 1, "int", "steps between two estimates", "[1, inf)"),
+           **_like_adam(lr=0.1, eps=1e-16), tags=_SECOND_ORDER,
+           note="weights without curvature, as many are behind relu, take steps of any size: raise eps or lower lr",
+           formula="theta -= lr * (m_t / (1 - beta_1^t)) / (sqrt(D_t / (1 - beta_2^t))^hessian_power + eps),"
+           " D the average of the squared diagonal"),
+    _entry("sophia", "SophiaH", "Momentum over the Hessian's diagonal, clipped.", "Liu et al. 2023, arXiv:2305.14342",
+           Param("p", 0.01, "float", "largest entry of the update", "(0, inf)"), *_HUTCHINSON,
+           Param("hessian_distribution", "gaussian", "str", "of the random vectors", choices=("rademacher", "gaussian")),
+           Param("update_period", 10, "int", "steps between two estimates", "[1, inf)"),
+           **_like_adam(lr=0.06, betas=(0.96, 0.99), eps=1e-12), aliases=("sophiah",), tags=_SECOND_ORDER),
     _entry("alice", "Alice", "Adam in a tracked subspace, with what is outside made good.", "Gong et al. 2025, arXiv:2502.07752",
            Param("alpha", 0.3, "float", "factor of the update in the subspace", "(0, inf)"),
            Param("alpha_c", 0.4, "float", "factor of what is outside", "[0, inf)"),

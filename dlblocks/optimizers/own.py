@@ -248,4 +248,11 @@ BLOCKS: tuple[Block, ...] = (
         formula="e = rho g / |g|; g = gradient at theta + e; then the base's step from theta",
         source="Foret et al. 2020, arXiv:2010.01412",
     ),
+    _wrapper(
+        "orthograd",
+        "OrthoGrad",
+        summary="Another optimizer's step by the part of the gradient at right angles to the weights.",
+        formula="g' = g - theta (theta . g) / |theta|^2 in each tensor, brought to the length of g",
+        source="Prieto et al. 2025, arXiv:2501.04697",
+    ),
 )

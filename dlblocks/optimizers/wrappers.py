@@ -127,3 +127,39 @@ class SAM(Wrapper):
                 step = g * theta.abs() if group["adaptive"] else g
                 theta.add_(step * (group["rho"] / norm))
         return [(theta, value) for theta, value, _ in moving]
+
+
+class OrthoGrad(Wrapper):
+    """The base's step by the part of the gradient at right angles to the weights (Prieto et al. 2025,
+    arXiv:2501.04697).
+
+    `g' = g - theta (theta . g) / |theta|^2` in each tensor, brought to the length of g: steps that scale the
+    weights alone, which lower the loss of what is learnt already, are left out.
+
+    Args:
+        base: the optimizer that takes the step.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        super().__init__(base)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for theta in group["params"]:
+                    if theta.grad is not None:
+                        theta.grad.copy_(_at_right_angles(theta.grad, theta))
+        self.base.step()
+        return loss
+
+
+def _at_right_angles(g: Tensor, theta: Tensor) -> Tensor:
+    rest = g - theta * ((theta * g).sum() / theta.square().sum().clamp_min(1e-30))
+    length, whole = rest.norm(), g.norm()
+    # What is left of a gradient along the weights is rounding, and no direction.
+    near = length <= 4 * torch.finfo(g.dtype).eps * whole
+    return torch.where(near, torch.zeros_like(rest), rest * (whole / length.clamp_min(1e-30)))

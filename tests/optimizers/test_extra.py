@@ -111,6 +111,9 @@ LOOSE = {
 }
 # It keeps its averages in float32, and then takes no other parameters.
 FLOAT32 = ("fadam",)
+# Those that need the graph of the gradient have a test of their own.
+SECOND_ORDER = [block.name for block in extra.BLOCKS if block.tags.get("second_order")]
+FIRST_ORDER = [block.name for block in extra.BLOCKS if not block.tags.get("second_order")]
 # Steps that are not along the gradient: Nero brings each neuron's weights to mean 0 and norm 1.
 NOT_DOWNHILL = ("nero",)
 
@@ -167,14 +170,14 @@ def test_first_step_is_the_papers(name: str) -> None:
     np.testing.assert_allclose(step / lr, FIRST_STEP[name](GRAD, WEIGHT), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in NOT_DOWNHILL])
+@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if name not in NOT_DOWNHILL])
 def test_steps_lead_downhill(name: str) -> None:
     taken, _ = steps(name, 12)
     assert all(np.isfinite(step).all() for step in taken)
     assert (sum(taken) * GRAD).sum() > 0
 
 
-@pytest.mark.parametrize("name", [name for name, block in BY_NAME.items() if block.tags["elementwise"]])
+@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if BY_NAME[name].tags["elementwise"]])
 def test_elementwise_as_the_tag_says(name: str) -> None:
     other = GRAD.copy()
     other[0, 0] *= -3
@@ -184,7 +187,7 @@ def test_elementwise_as_the_tag_says(name: str) -> None:
         np.testing.assert_array_equal(a.ravel()[1:], b.ravel()[1:])
 
 
-@pytest.mark.parametrize("name", [name for name, block in BY_NAME.items() if block.tags["linear_in_lr"]])
+@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if BY_NAME[name].tags["linear_in_lr"]])
 def test_linear_in_lr_as_the_tag_says(name: str) -> None:
     """In the first step that moves, where the path can't have parted yet."""
     lr = BY_NAME[name].defaults()["lr"]
@@ -193,7 +196,7 @@ def test_linear_in_lr_as_the_tag_says(name: str) -> None:
     np.testing.assert_allclose(second[index] * 2, first[index], rtol=LOOSE.get(name, 1e-5), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name, block in BY_NAME.items() if "kind_of_decay" in block.tags])
+@pytest.mark.parametrize("name", [name for name in FIRST_ORDER if "kind_of_decay" in BY_NAME[name].tags])
 def test_kind_of_decay(name: str) -> None:
     """Decoupled decay takes the same share of every weight beside the step; l2 decay is part of the gradient."""
     # The gradient leads away from zero, the decay towards it: added to the gradient it turns the step.
@@ -210,6 +213,23 @@ def test_kind_of_decay(name: str) -> None:
         assert same == (BY_NAME[name].tags["kind_of_decay"] == "decoupled")
 
 
+@pytest.mark.parametrize("name", SECOND_ORDER)
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_second_order_steps_are_measured_by_the_curvature(name: str) -> None:
+    """Of a diagonal quadratic random signs give the Hessian's diagonal exactly: the first step is Newton's."""
+    curvature, theta = torch.tensor([0.1, 1.0, 30.0]), torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    opt = optimizer(name, [theta], lr=0.1, hessian_distribution="rademacher")
+    (curvature * theta**2 / 2).sum().backward(create_graph=True)
+    before = theta.detach().clone()
+    opt.step()
+    step = (before - theta.detach()) / 0.1
+    if name == "adahessian":
+        torch.testing.assert_close(step, before)
+    else:  # sophia's is momentum over curvature, clipped
+        torch.testing.assert_close(step, (0.04 * before / 0.01).clamp(-0.01, 0.01))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("name", BY_NAME)
 def test_trains_a_net_and_resumes_from_a_state_loaded_without_running_code(name: str) -> None:
     torch.set_default_dtype(torch.float32)
@@ -222,7 +242,7 @@ def test_trains_a_net_and_resumes_from_a_state_loaded_without_running_code(name:
         def closure() -> Tensor:
             opt.zero_grad()
             loss = nn.functional.mse_loss(net(x), y)
-            loss.backward()
+            loss.backward(create_graph=name in SECOND_ORDER)
             return loss.detach()
 
         for _ in range(n):

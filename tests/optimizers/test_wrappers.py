@@ -69,6 +69,23 @@ def test_sam_is_the_papers(adaptive: bool) -> None:
         np.testing.assert_allclose(got, wanted, rtol=1e-10)
 
 
+def test_orthograd_is_the_papers_and_the_packages() -> None:
+    from pytorch_optimizer import OrthoGrad
+
+    theta, other = start(), start()
+    opt = optimizer("orthograd", [theta], base="sgd", lr=0.1)
+    theirs = OrthoGrad(torch.optim.SGD([other], lr=0.1))
+    wanted = np.array(START)
+    for got in run(opt, theta, 6):
+        g = gradient(wanted)
+        rest = g - wanted * (wanted @ g) / (wanted @ wanted)
+        wanted = wanted - 0.1 * rest / np.linalg.norm(rest) * np.linalg.norm(g)
+        np.testing.assert_allclose(got, wanted, rtol=1e-9)
+        closure_of(theirs, other)()
+        theirs.step()
+        np.testing.assert_allclose(other.detach(), wanted, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("base", ["adamw", "lion", {"name": "sgd", "momentum": 0.9}, "lamb"])
 def test_resumes_exactly_from_a_state_loaded_without_running_code(name: str, base: Any) -> None:
