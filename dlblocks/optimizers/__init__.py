@@ -71,7 +71,10 @@ BLOCKS: tuple[Block, ...] = (
         " theta -= lr * (m_t / (1 - beta_1^t)) / (sqrt(v_t / (1 - beta_2^t)) + eps)",
         source="Kingma & Ba 2014, arXiv:1412.6980",
         note="weight decay is l2, through the averages: adamw has the decoupled one",
-        differs_from={"keras": "eps, 1e-7 by default, is added before the bias correction"},
+        differs_from={
+            "keras": "eps, 1e-7 by default, is added before the bias correction",
+            "optax": "amsgrad takes the largest v after the bias correction, not before",
+        },
     ),
     _entry(
         "adamw",

@@ -116,6 +116,7 @@ def _entry(
     note: str = "",
     elementwise: bool = False,
     linear_in_lr: bool = True,
+    differs_from: Mapping[str, str] = MappingProxyType({}),
     tags: Mapping[str, Any] = MappingProxyType({}),
     **defaults: Any,
 ) -> Block:
@@ -137,6 +138,7 @@ def _entry(
         formula=formula,
         source=source,
         note=note,
+        differs_from=differs_from,
         tags={**facts, **tags},
         package=PACKAGE,
     )
@@ -325,6 +327,7 @@ BLOCKS: tuple[Block, ...] = (
            lr=1e-3, betas=(0.98, 0.92, 0.99), weight_decay=0.0, weight_decouple=False, eps=1e-8, elementwise=True,
            tags={"kind_of_decay": "decoupled"},
            note="its betas are 1 minus the paper's",
+           differs_from={"optax": "1 - beta_2 instead of beta_2 before d and u"},
            formula="d = g - g_(t-1); m, u: averages of g, d; n: average of (g + beta_2 d)^2;"
            " theta -= lr * (m + beta_2 u) / (sqrt(n) + eps), each average corrected for its start from zero"),
     _entry("adanorm", "AdaNorm", "Adam on gradients no shorter than their average norm.", "Dubey et al. 2022, arXiv:2210.06364",

@@ -106,7 +106,8 @@ BLOCKS: tuple[Block, ...] = (
         " final_div_factor) at t = T - 1; cos: a + (b - a)(1 - cos(pi p)) / 2, linear: a + (b - a) p",
         source="Smith & Topin 2017, arXiv:1708.07120",
         differs_from={
-            "torch": "max_lr is given apart; cycles the momentum by default; fails beyond T and where pct_start * T = 1"
+            "torch": "max_lr is given apart; cycles the momentum by default; fails beyond T and where pct_start * T = 1",
+            "optax": "transition_steps is T - 1; the peak is at the whole step below pct_start * (T - 1)",
         },
     ),
     _entry(

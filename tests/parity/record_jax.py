@@ -7,6 +7,7 @@ They are too heavy to install for the tests. To record anew, in an environment o
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -42,50 +43,91 @@ def activations() -> dict[str, Any]:
     return recorded
 
 
+SHAPES = {"matrix": (400, 300), "kernel": (5, 3, 80, 120)}
+
+
 def initializers() -> dict[str, Any]:
-    """Deviation and largest size of a (400, 300) matrix: (in, out)."""
+    """Mean, deviation and reach of a matrix (in, out) and a kernel (height, width, in, out)."""
+    make = jax.nn.initializers
     made = {
-        name: getattr(jax.nn.initializers, name)()
+        name: getattr(make, name)()
         for name in (
             "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform",
-            "normal", "uniform", "orthogonal", "truncated_normal",
+            "normal", "uniform", "truncated_normal", "delta_orthogonal", "orthogonal",
         )
     }  # fmt: skip
-    made["variance_scaling"] = jax.nn.initializers.variance_scaling(1.5, "fan_avg", "normal")
-    recorded = {}
+    made |= {"ones": make.ones, "zeros": make.zeros, "constant": make.constant(0.3)}
+    made |= {
+        f"variance_scaling {mode} {distribution}": make.variance_scaling(1.5, mode, distribution)
+        for mode in ("fan_in", "fan_out", "fan_avg", "fan_geo_avg")
+        for distribution in ("normal", "truncated_normal", "uniform")
+    }
+    recorded: dict[str, Any] = {}
     for name, initializer in made.items():
-        values = initializer(jax.random.key(0), (400, 300), jnp.float64)
-        recorded[name] = {"std": values.std(), "max": values.max(), "min": values.min()}
+        recorded[name] = {}
+        for kind, shape in SHAPES.items():
+            if name == "delta_orthogonal" and kind == "matrix":
+                continue  # JAX has it for kernels only
+            values = initializer(jax.random.key(0), shape, jnp.float64)
+            recorded[name][kind] = {
+                "mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()
+            }  # fmt: skip
     return recorded
 
 
 def losses() -> dict[str, Any]:
+    """Each value, and the gradient of their sum weighted by 1, 2, ..."""
     y, indices = X[::-1], np.array([0, 3, 7, 2, 2, 5])
-    labels = (X[::-1] > 0).astype(float)
+    labels = (y > 0).astype(float)
     target = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
+    one_hot = jax.nn.one_hot(indices, 8)
+    masks = np.stack([labels[:3], 1 - labels[:3]], -1)
+    o = optax.losses
+    functions = {
+        "squared_error": lambda x: o.squared_error(x, y),
+        "l2_loss": lambda x: o.l2_loss(x, y),
+        "huber_loss": lambda x: o.huber_loss(x, y, delta=0.7),
+        "log_cosh": lambda x: o.log_cosh(x, y),
+        "cosine_distance": lambda x: o.cosine_distance(x, y),
+        "sigmoid_binary_cross_entropy": lambda x: o.sigmoid_binary_cross_entropy(x, labels),
+        "sigmoid_focal_loss": lambda x: o.sigmoid_focal_loss(x, labels, alpha=0.3, gamma=1.5),
+        "softmax_cross_entropy_with_integer_labels": lambda x: o.softmax_cross_entropy_with_integer_labels(
+            x, indices
+        ),
+        "softmax_cross_entropy": lambda x: o.softmax_cross_entropy(x, target),
+        "safe_softmax_cross_entropy": lambda x: o.safe_softmax_cross_entropy(x, target),
+        "poly_loss_cross_entropy": lambda x: o.poly_loss_cross_entropy(x, one_hot, epsilon=1.5),
+        "kl_divergence": lambda x: o.kl_divergence(jax.nn.log_softmax(x), target),
+        "kl_divergence_with_log_targets": lambda x: o.kl_divergence_with_log_targets(
+            jax.nn.log_softmax(x), np.log(target)
+        ),
+        "generalized_kl_divergence": lambda x: o.generalized_kl_divergence(jax.nn.log_softmax(x), target),
+        "hinge_loss": lambda x: o.hinge_loss(x, 2 * labels - 1),
+        "perceptron_loss": lambda x: o.perceptron_loss(x, 2 * labels - 1),
+        "sparsemax_loss": lambda x: o.sparsemax_loss(x, labels.astype(int)),
+        "multiclass_hinge_loss": lambda x: o.multiclass_hinge_loss(x, indices),
+        "multiclass_perceptron_loss": lambda x: o.multiclass_perceptron_loss(x, indices),
+        "multiclass_sparsemax_loss": lambda x: o.multiclass_sparsemax_loss(x, indices),
+        "ranking_softmax_loss": lambda x: o.ranking_softmax_loss(x, labels, reduce_fn=None),
+        "dice_loss": lambda x: o.dice_loss(x.reshape(2, 12, 2), masks.reshape(2, 12, 2), reduction="none"),
+        "binary_dice_loss": lambda x: o.binary_dice_loss(x[..., None], labels[..., None]),
+        "multiclass_generalized_dice_loss": lambda x: o.multiclass_generalized_dice_loss(
+            x.reshape(2, 12, 2), masks.reshape(2, 12, 2)
+        ),
+        "triplet_margin_loss": lambda x: o.triplet_margin_loss(x[:2], x[2:4], x[4:], margin=3.0),
+        "ntxent": lambda x: o.ntxent(x, np.array([0, 0, 1, 1, 1, 2]), temperature=0.5),
+        "ctc_loss": lambda x: o.ctc_loss(
+            x.reshape(2, 6, 4), np.zeros((2, 6)), np.array([[1, 3, 3], [2, 1, 0]]), np.array([[0, 0, 0], [0, 0, 1]])
+        ),
+    }  # fmt: skip
+
+    def total(x: Any, function: Any) -> Any:
+        values = function(x).ravel()
+        return (values * jnp.arange(1.0, values.size + 1)).sum()
+
     return {
-        "squared_error": optax.squared_error(X, y),
-        "l2_loss": optax.l2_loss(X, y),
-        "huber_loss": optax.huber_loss(X, y, delta=0.7),
-        "log_cosh": optax.losses.log_cosh(X, y),
-        "cosine_distance": optax.losses.cosine_distance(X, y),
-        "sigmoid_binary_cross_entropy": optax.losses.sigmoid_binary_cross_entropy(X, labels),
-        "sigmoid_focal_loss": optax.losses.sigmoid_focal_loss(X, labels, alpha=0.3, gamma=1.5),
-        "softmax_cross_entropy_with_integer_labels": optax.softmax_cross_entropy_with_integer_labels(
-            X, indices
-        ),
-        "softmax_cross_entropy": optax.softmax_cross_entropy(X, target),
-        "poly_loss_cross_entropy": optax.losses.poly_loss_cross_entropy(
-            X, jax.nn.one_hot(indices, 8), epsilon=1.5
-        ),
-        "kl_divergence": optax.losses.kl_divergence(jax.nn.log_softmax(X), target),
-        "generalized_kl_divergence": optax.losses.generalized_kl_divergence(jax.nn.log_softmax(X), target),
-        "hinge_loss": optax.losses.hinge_loss(X, 2 * labels - 1),
-        "perceptron_loss": optax.losses.perceptron_loss(X, 2 * labels - 1),
-        "multiclass_hinge_loss": optax.losses.multiclass_hinge_loss(X, indices),
-        "multiclass_perceptron_loss": optax.losses.multiclass_perceptron_loss(X, indices),
-        "multiclass_sparsemax_loss": optax.losses.multiclass_sparsemax_loss(X, indices),
-        "ranking_softmax_loss": optax.losses.ranking_softmax_loss(X, labels, reduce_fn=None),
+        name: {"y": function(X), "gradient": jax.grad(total)(jnp.asarray(X), function)}
+        for name, function in functions.items()
     }
 
 
@@ -98,6 +140,7 @@ def paths() -> dict[str, Any]:
         "adamw": optax.adamw(0.05, weight_decay=0.1),
         "adamax": optax.adamax(0.05, eps=1e-30),
         "amsgrad": optax.amsgrad(0.05),
+        "signum": optax.signum(0.05, beta=0.8),
         "nadam": optax.nadam(0.05),
         "radam": optax.radam(0.05, b2=0.9),
         "rmsprop": optax.rmsprop(0.02, decay=0.8, eps=1e-3, eps_in_sqrt=False),
@@ -117,6 +160,10 @@ def paths() -> dict[str, Any]:
         "dog": c.dog(),
         "dowg": c.dowg(),
         "cocob": c.cocob(),
+        "fromage": optax.fromage(0.05),
+        "madgrad": c.madgrad(0.05),
+        "novograd": optax.novograd(0.05),
+        "sm3": optax.sm3(0.05),
     }
     recorded = {}
     for name, optimizer in optimizers.items():
@@ -136,10 +183,20 @@ def schedules() -> dict[str, Any]:
         "warmup_cosine": optax.warmup_cosine_decay_schedule(0.1, 1.0, 5, 20, end_value=0.2),
         "polynomial": optax.polynomial_schedule(1.0, 0.1, 2.0, 20),
         "exponential": optax.exponential_decay(1.0, 1, 0.9),
-        "one_cycle": optax.cosine_onecycle_schedule(21, 1.0, pct_start=0.3),
+        "one_cycle": optax.cosine_onecycle_schedule(19, 1.0, pct_start=0.3),
+        "one_cycle of 21 steps": optax.cosine_onecycle_schedule(21, 1.0, pct_start=0.3),
         "piecewise": optax.piecewise_interpolate_schedule("linear", 1.0, {5: 0.5, 12: 0.2}),
         "warmup_exponential": optax.warmup_exponential_decay_schedule(0.1, 1.0, 5, 15, 0.01),
         "linear_warmup": optax.linear_schedule(0.1, 1.0, 5),
+        "constant": optax.constant_schedule(1.0),
+        "warmup_constant": optax.warmup_constant_schedule(0.1, 1.0, 5),
+        "multistep": optax.piecewise_constant_schedule(1.0, {5: 0.1, 12: 0.1}),
+        "cosine_restarts": optax.sgdr_schedule(
+            [
+                {"init_value": 1.0, "peak_value": 1.0, "decay_steps": n, "warmup_steps": 0, "end_value": 0.1}
+                for n in (5, 15)
+            ]
+        ),
     }
     return {name: jnp.array([schedule(t) for t in range(20)]) for name, schedule in made.items()}
 
@@ -154,6 +211,15 @@ def public(module: Any) -> list[str]:
     return sorted(name for name in dir(module) if name[0] != "_" and callable(getattr(module, name)))
 
 
+def functions_of(module: Any, origin: str) -> list[str]:
+    """The public functions of a module that were written there; some are partials."""
+    found = ((name, getattr(module, name)) for name in public(module))
+    written = ((name, getattr(value, "func", value)) for name, value in found)
+    return [
+        name for name, value in written if inspect.isfunction(value) and value.__module__.startswith(origin)
+    ]
+
+
 if __name__ == "__main__":
     values = {
         "origin": f"jax {jax.__version__}, optax {optax.__version__}, by tests/parity/record_jax.py, in float64",
@@ -165,6 +231,13 @@ if __name__ == "__main__":
         "losses": plain(losses()),
         "optimizers": plain(paths()),
         "schedules": plain(schedules()),
-        "names": {"activations": public(jax.nn), "losses": public(optax.losses)},
+        "names": {
+            "activations": public(jax.nn),
+            "initializers": public(jax.nn.initializers),
+            "losses": public(optax.losses),
+            "optimizers": functions_of(optax, "optax._src.alias")
+            + functions_of(optax.contrib, "optax.contrib"),
+            "schedules": functions_of(optax.schedules, "optax"),
+        },
     }
     Path(__file__).with_name("jax_values.json").write_text(json.dumps(values, indent=None) + "\n")

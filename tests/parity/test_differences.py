@@ -110,7 +110,7 @@ def _() -> None:
 
 @differs("initializer", "normal", "jax")
 def _() -> None:
-    assert RECORDED["initializers"]["normal"]["std"] == pytest.approx(0.01, rel=0.01)
+    assert RECORDED["initializers"]["normal"]["matrix"]["std"] == pytest.approx(0.01, rel=0.01)
 
 
 @differs("initializer", "uniform", "torch")
@@ -120,7 +120,7 @@ def _() -> None:
 
 @differs("initializer", "uniform", "jax")
 def _() -> None:
-    recorded = RECORDED["initializers"]["uniform"]
+    recorded = RECORDED["initializers"]["uniform"]["matrix"]
     assert (round(recorded["min"], 4), round(recorded["max"], 4)) == (0.0, 0.01)
 
 
@@ -165,14 +165,68 @@ def _() -> None:
 
 @differs("loss", "mse", "optax")
 def _() -> None:
-    close(RECORDED["losses"]["l2_loss"], dlblocks.loss("mse", reduction="none")(X, X.flip(0)) / 2)
+    close(RECORDED["losses"]["l2_loss"]["y"], dlblocks.loss("mse", reduction="none")(X, X.flip(0)) / 2)
 
 
 @differs("loss", "ranking_softmax", "optax")
 def _() -> None:
     labels = (X.flip(0) > 0).double()
     ours = dlblocks.loss("ranking_softmax", reduction="none")(X, labels)
-    close(RECORDED["losses"]["ranking_softmax_loss"], ours * labels.sum(-1))
+    close(RECORDED["losses"]["ranking_softmax_loss"]["y"], ours * labels.sum(-1))
+
+
+@differs("loss", "dice", "optax")
+def _() -> None:
+    labels = (X.flip(0) > 0).double()
+    theirs = RECORDED["losses"]["binary_dice_loss"]["y"]
+    close(theirs, dlblocks.loss("dice", smooth=2.0, reduction="none")(X, labels).flatten())
+    assert not np.allclose(theirs, dlblocks.loss("dice", smooth=1.0, reduction="none")(X, labels).flatten())
+
+
+@differs("loss", "generalized_dice", "optax")
+def _() -> None:
+    labels = (X.flip(0) > 0).double()[:3]
+    masks = torch.stack([labels, 1 - labels], -1).reshape(2, 12, 2)
+    x = X.reshape(2, 12, 2)
+    p = x.softmax(-1)
+    # Dice of each picture and class, with a smooth of 2 in our count.
+    dice = 1 - (2 * (p * masks).sum(1) + 2) / (p.sum(1) + masks.sum(1) + 2)
+    weight = 1 / (masks.sum((0, 1)) ** 2 + 1e-7)
+    theirs = RECORDED["losses"]["multiclass_generalized_dice_loss"]["y"]
+    close(theirs, (dice * weight / weight.mean()).mean())
+    ours = dlblocks.loss("generalized_dice")(x.transpose(1, 2), masks.argmax(-1))
+    assert not np.allclose(theirs, ours, rtol=1e-2)
+
+
+@differs("loss", "triplet", "optax")
+def _() -> None:
+    anchor, positive, negative = X[:2], X[2:4], X[4:]
+    near = ((anchor - positive) ** 2).sum(-1)
+    far = ((anchor - negative) ** 2).sum(-1)
+    theirs = RECORDED["losses"]["triplet_margin_loss"]["y"]
+    np.testing.assert_allclose(
+        theirs, ((near + 1e-6).sqrt() - (far + 1e-6).sqrt() + 3).clamp_min(0), rtol=0, atol=1e-11
+    )
+    ours = dlblocks.loss("triplet", margin=3.0, reduction="none")(anchor, positive, negative)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)
+    assert not np.allclose(theirs, ours, rtol=0, atol=1e-8)
+
+
+@differs("loss", "nt_xent", "optax")
+def _() -> None:
+    labels = [0, 0, 1, 1, 1, 2]
+    similar = (F.normalize(X, dim=1) @ F.normalize(X, dim=1).T / 0.5).exp()
+    pairs = []
+    for i, own in enumerate(labels):
+        others = sum(similar[i, k] for k, label in enumerate(labels) if label != own)
+        for k, label in enumerate(labels):
+            if label == own and k != i:
+                pairs.append(-(similar[i, k] / (others + similar[i, k])).log())
+    theirs = RECORDED["losses"]["ntxent"]["y"]
+    close(theirs, torch.stack(pairs).mean())
+    assert not np.allclose(
+        theirs, dlblocks.loss("nt_xent", temperature=0.5)(X, torch.tensor(labels)), rtol=1e-2
+    )
 
 
 @differs("loss", "poisson_nll", "keras")
@@ -315,6 +369,37 @@ def _() -> None:
     assert default(keras.optimizers.Adam, "epsilon") == 1e-7
     close(kerass("Adam", learning_rate=0.05, epsilon=0.1), _adam_eps_before(0.1))
     assert not np.allclose(ours("adam", lr=0.05, eps=0.1), _adam_eps_before(0.1))
+
+
+@differs("optimizer", "adam", "optax")
+def _() -> None:
+    theta, m, v, largest, wanted = START, 0.0, 0.0, 0.0, []
+    for t, g in enumerate(GRADS, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        largest = np.maximum(largest, v / (1 - 0.999**t))
+        theta = theta - 0.05 * m / (1 - 0.9**t) / (np.sqrt(largest) + 1e-8)
+        wanted.append(theta)
+    close(RECORDED["optimizers"]["amsgrad"], wanted)
+    assert not np.allclose(wanted, ours("adam", lr=0.05, amsgrad=True), rtol=1e-2)
+
+
+@differs("optimizer", "adan", "optax")
+def _() -> None:
+    close(RECORDED["optimizers"]["adan"], _adan(factor=1 - 0.92))
+    close(ours("adan", lr=0.05), _adan(factor=0.92))
+
+
+def _adan(factor: float) -> list[np.ndarray]:
+    """Of betas 0.98, 0.92 and 0.99."""
+    theta, m, u, n, last, path = START, 0.0, 0.0, 0.0, GRADS[0], []
+    for t, g in enumerate(GRADS, 1):
+        d, last = g - last, g
+        m, u = 0.98 * m + 0.02 * g, 0.92 * u + 0.08 * d
+        n = 0.99 * n + 0.01 * (g + factor * d) ** 2
+        step = m / (1 - 0.98**t) + factor * u / (1 - 0.92**t)
+        theta = theta - 0.05 * step / (np.sqrt(n / (1 - 0.99**t)) + 1e-8)
+        path.append(theta)
+    return path
 
 
 @differs("optimizer", "adamw", "keras")
@@ -461,6 +546,27 @@ def _() -> None:
     scheduler.step()
     with pytest.raises(ValueError, match="Tried to step 3 times"):
         scheduler.step()
+
+
+def lrs(name: str, total: int, **params: Any) -> list[float]:
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = dlblocks.scheduler(name, opt, total_steps=total, **params)
+    rates = []
+    for _ in range(total):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        scheduler.step()
+    return rates
+
+
+@differs("scheduler", "one_cycle", "optax")
+def _() -> None:
+    """Recorded with 19 transition_steps: int(0.3 * 19) = 5, and 0.3 * 20 - 1 = 5 too; of 21, 6 and not 5.6."""
+    close(RECORDED["schedules"]["one_cycle"], lrs("one_cycle", 20))
+    theirs = np.array(RECORDED["schedules"]["one_cycle of 21 steps"])
+    assert theirs.argmax() == 6
+    assert theirs[6] == pytest.approx(1.0)
+    assert max(lrs("one_cycle", 22)[:20]) < 0.999
 
 
 @differs("scheduler", "polynomial", "torch")

@@ -53,6 +53,7 @@ BLOCKS = (
         summary="What belongs to the anchor nearer than what does not.",
         formula="max(0, d(anchor, positive) - d(anchor, negative) + margin)",
         source="Schroff et al. 2015, arXiv:1503.03832",
+        differs_from={"optax": "1e-6 is added inside the root of a distance; no swap"},
     ),
     _metric(
         "cosine_embedding",
@@ -85,6 +86,9 @@ BLOCKS = (
         summary="Each embedding is to find those of its label among all of the batch.",
         formula="-mean_p log(exp(s_ip / temperature) / sum_(k != i) exp(s_ik / temperature)), s the cosines",
         source="Chen et al. 2020, arXiv:2002.05709; several positives: Khosla et al. 2020, arXiv:2004.11362",
+        differs_from={
+            "optax": "of several positives, the others are left out of the denominator; the mean is over pairs"
+        },
     ),
     _metric(
         "circle",

@@ -33,6 +33,7 @@ BLOCKS = (
         summary="Overlap of a region with what is found of it.",
         formula="1 - (2 TP + smooth) / (sum p + sum y + smooth), of each region",
         source="Milletari et al. 2016, arXiv:1606.04797",
+        differs_from={"optax": "its smooth counts twice: 1 is 2 here"},
     ),
     _region(
         "generalized_dice",
@@ -41,6 +42,9 @@ BLOCKS = (
         summary="Dice over all regions at once, small ones counting as much as large ones.",
         formula="1 - 2 sum_c w_c TP_c / sum_c w_c (sum p_c + sum y_c), w_c = 1 / (sum y_c)^2",
         source="Sudre et al. 2017, arXiv:1707.03237",
+        differs_from={
+            "optax": "the mean of dice over regions, each times its w_c, over the batch, as a share of their mean"
+        },
     ),
     _region(
         "jaccard",
