@@ -76,11 +76,13 @@ def sparse(
     fans_of(tensor)
     outputs, inputs = tensor.shape[0], tensor[0].numel() if tensor.shape[0] else 0
     with torch.no_grad():
-        tensor.normal_(0, std, generator=generator)
-        order = torch.rand(outputs, inputs, generator=generator, device=tensor.device).argsort(1)
         # Rounded down against floats such as 0.29 * 100 = 28.999...
-        zeros = order < int(sparsity * inputs + 1e-9)
-        return tensor.masked_fill_(zeros.reshape(tensor.shape), 0)
+        kept = inputs - int(sparsity * inputs + 1e-9)
+        draws = torch.rand(outputs, inputs, generator=generator, device=tensor.device)
+        values = tensor.new_empty(outputs, kept).normal_(0, std, generator=generator)
+        filled = tensor.new_zeros(outputs, inputs)
+        filled.scatter_(1, draws.topk(kept, 1, sorted=False).indices, values)
+        return tensor.copy_(filled.view(tensor.shape))
 
 
 def _middle(tensor: Tensor) -> Tensor:
