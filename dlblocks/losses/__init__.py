@@ -191,6 +191,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="-a_y (1 - p_y)^gamma log p_y, p_y the probability of the target",
         source="Lin et al. 2017, arXiv:1708.02002",
         note="no alpha by default; the paper's is 0.25",
+        differs_from={"pytorch-optimizer": "BCEFocalLoss takes probabilities; alpha 0.25 by default"},
     ),
     entry(
         "focal",

@@ -231,6 +231,7 @@ if __name__ == "__main__":
         "losses": plain(losses()),
         "optimizers": plain(paths()),
         "schedules": plain(schedules()),
+        "defaults": {"adamw.weight_decay": inspect.signature(optax.adamw).parameters["weight_decay"].default},
         "names": {
             "activations": public(jax.nn),
             "initializers": public(jax.nn.initializers),

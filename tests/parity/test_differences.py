@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import pytorch_optimizer
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -150,6 +151,8 @@ def _() -> None:
     values = keras.initializers.VarianceScaling(distribution="normal", seed=0)(shape=(300, 300))
     # Keras draws a value anew three times; of a normal distribution, 2 % would lie beyond.
     assert (values.abs() > 2.3 * math.sqrt(1 / 300)).double().mean() < 1e-4
+    ours = dlblocks.initializer("variance_scaling", distribution="normal")(torch.empty(300, 300))
+    assert (ours.abs() > 2.3 * math.sqrt(1 / 300)).double().mean() > 0.01
 
 
 @differs("initializer", "sparse", "torch")
@@ -238,12 +241,18 @@ def _() -> None:
 @differs("loss", "bce", "keras")
 def _() -> None:
     assert default(keras.losses.BinaryCrossentropy, "from_logits") is False
+    y = (X.flip(0) > 0).double()
+    close(keras.losses.BinaryCrossentropy()(y, X.sigmoid()), dlblocks.loss("bce")(X, y), 1e-5)
 
 
 @differs("loss", "cross_entropy", "keras")
 def _() -> None:
     assert default(keras.losses.CategoricalCrossentropy, "from_logits") is False
     assert default(keras.losses.SparseCategoricalCrossentropy, "from_logits") is False
+    y = torch.tensor([0, 3, 7, 2, 2, 5])
+    ours = dlblocks.loss("cross_entropy")(X, y)
+    close(keras.losses.SparseCategoricalCrossentropy()(y, X.softmax(-1)), ours, 1e-5)
+    close(keras.losses.CategoricalCrossentropy()(F.one_hot(y, 8), X.softmax(-1)), ours, 1e-5)
 
 
 @differs("loss", "kl_div", "torch")
@@ -292,14 +301,110 @@ def _() -> None:
     close(keras.losses.tversky(y, x.sigmoid(), alpha=0.9, beta=0.2), ours, 1e-5)
 
 
+def _circle(x: torch.Tensor, groups: torch.Tensor, margin: float, gamma: float) -> torch.Tensor:
+    """Of each anchor, with the gradient of the weights."""
+    cosine = F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
+    same = groups[:, None] == groups
+    positive, negative = same & ~torch.eye(len(x), dtype=torch.bool), ~same
+    pull = -gamma * (1 + margin - cosine).clamp_min(0) * (cosine - 1 + margin)
+    push = gamma * (cosine + margin).clamp_min(0) * (cosine - margin)
+    together = pull.masked_fill(~positive, -math.inf).logsumexp(1)
+    return F.softplus(together + push.masked_fill(~negative, -math.inf).logsumexp(1))
+
+
 @differs("loss", "circle", "keras")
 def _() -> None:
     assert (default(keras.losses.Circle, "margin"), default(keras.losses.Circle, "gamma")) == (0.4, 80.0)
     unit, groups = F.normalize(X, dim=1), torch.tensor([0, 0, 1, 1, 2, 3])
     each = dlblocks.loss("circle", margin=0.4, gamma=8.0, reduction="none")(unit, groups)
-    theirs = keras.losses.Circle(gamma=8.0)(groups, unit)
-    close(theirs, each[each > 0].mean(), 1e-4)
+    close(keras.losses.Circle(gamma=8.0)(groups, unit), each[each > 0].mean(), 1e-4)
     assert (each == 0).any()
+    x, groups = X.clone().requires_grad_(), torch.tensor([0, 0, 1, 1, 0, 1])
+    values = (
+        keras.losses.Circle(gamma=8.0, reduction="sum")(groups, F.normalize(x, dim=1)),
+        _circle(x, groups, 0.4, 8.0).sum(),
+        dlblocks.loss("circle", margin=0.4, gamma=8.0, reduction="sum")(x, groups),
+    )
+    theirs, through, fixed = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in values)
+    close(theirs, through, 1e-4)
+    assert not np.allclose(theirs, fixed, rtol=1e-2)
+
+
+PICTURES = X.reshape(2, 3, 8)
+REGIONS = (PICTURES.flip(-1) > 0).double()
+
+
+def _of_the_whole_batch(name: str, **params: Any) -> torch.Tensor:
+    """The regions of all pictures taken together: as one picture whose places are all theirs."""
+    x, y = (tensor.transpose(0, 1).reshape(1, 3, 16) for tensor in (PICTURES, REGIONS))
+    whole: torch.Tensor = dlblocks.loss(name, **params)(x, y)
+    return whole
+
+
+@differs("loss", "dice", "pytorch-optimizer")
+def _() -> None:
+    assert default(pytorch_optimizer.DiceLoss, "label_smooth") == 0
+    theirs = pytorch_optimizer.DiceLoss("multilabel")(PICTURES, REGIONS)
+    close(theirs, _of_the_whole_batch("dice", smooth=0.0))
+    assert not np.allclose(theirs, dlblocks.loss("dice", smooth=0.0)(PICTURES, REGIONS), rtol=1e-3)
+
+
+@differs("loss", "jaccard", "pytorch-optimizer")
+def _() -> None:
+    assert default(pytorch_optimizer.JaccardLoss, "label_smooth") == 0
+    theirs = pytorch_optimizer.JaccardLoss("multilabel")(PICTURES, REGIONS)
+    close(theirs, _of_the_whole_batch("jaccard", smooth=0.0))
+    assert not np.allclose(theirs, dlblocks.loss("jaccard", smooth=0.0)(PICTURES, REGIONS), rtol=1e-3)
+
+
+THEIR_TVERSKY = {"alpha": 0.5, "beta": 0.5, "smooth": 1e-6}
+
+
+@differs("loss", "tversky", "pytorch-optimizer")
+def _() -> None:
+    assert {name: default(pytorch_optimizer.TverskyLoss, name) for name in THEIR_TVERSKY} == THEIR_TVERSKY
+    theirs = pytorch_optimizer.TverskyLoss()(PICTURES, REGIONS)
+    close(theirs, dlblocks.loss("tversky", **THEIR_TVERSKY)(PICTURES.reshape(1, -1), REGIONS.reshape(1, -1)))
+    assert not np.allclose(theirs, dlblocks.loss("tversky", **THEIR_TVERSKY)(PICTURES, REGIONS), rtol=1e-3)
+
+
+@differs("loss", "focal_tversky", "pytorch-optimizer")
+def _() -> None:
+    focal = pytorch_optimizer.FocalTverskyLoss
+    assert {name: default(focal, name) for name in THEIR_TVERSKY} == THEIR_TVERSKY
+    assert default(focal, "gamma") == 1
+    x, y = PICTURES.reshape(1, -1), REGIONS.reshape(1, -1)
+    theirs = focal(gamma=1.5)(PICTURES, REGIONS)
+    close(theirs, dlblocks.loss("tversky", **THEIR_TVERSKY)(x, y) ** 1.5)
+    close(theirs, dlblocks.loss("focal_tversky", **THEIR_TVERSKY, gamma=1 / 1.5)(x, y))
+    assert not np.allclose(
+        theirs, dlblocks.loss("focal_tversky", **THEIR_TVERSKY, gamma=1.5)(x, y), rtol=1e-3
+    )
+
+
+@differs("loss", "soft_f1", "pytorch-optimizer")
+def _() -> None:
+    x, y = PICTURES[0].T, REGIONS[0].T
+    theirs = pytorch_optimizer.SoftF1Loss()(x.sigmoid(), y)
+    close(theirs, dlblocks.loss("soft_f1")(x.reshape(-1, 1), y.reshape(-1, 1)), 1e-5)
+    assert not np.allclose(theirs, dlblocks.loss("soft_f1")(x, y), rtol=1e-3)
+
+
+@differs("loss", "bi_tempered", "pytorch-optimizer")
+def _() -> None:
+    assert default(pytorch_optimizer.bi_tempered_logistic_loss, "num_iters") == 5
+    x, y = 30 * X, torch.tensor([0, 3, 7, 2, 2, 5])
+    theirs = pytorch_optimizer.BiTemperedLogisticLoss(0.8, 3.0)(x, y)
+    close(theirs, dlblocks.loss("bi_tempered", t2=3.0, iterations=5)(x, y))
+    assert not np.allclose(theirs, dlblocks.loss("bi_tempered", t2=3.0)(x, y), rtol=1e-5)
+
+
+@differs("loss", "binary_focal", "pytorch-optimizer")
+def _() -> None:
+    assert default(pytorch_optimizer.BCEFocalLoss, "alpha") == 0.25
+    y = (X.flip(0) > 0).double()
+    theirs = pytorch_optimizer.BCEFocalLoss()(X.sigmoid(), y)
+    close(theirs, dlblocks.loss("binary_focal", alpha=0.25)(X, y), 1e-5)
 
 
 # Optimisers: the path on the recorded gradients.
@@ -406,11 +511,13 @@ def _adan(factor: float) -> list[np.ndarray]:
 def _() -> None:
     assert default(keras.optimizers.AdamW, "weight_decay") == 0.004
     close(kerass("AdamW", learning_rate=0.05, epsilon=0.1, weight_decay=0.3), _adam_eps_before(0.1, 0.3))
+    after = ours("adamw", lr=0.05, eps=0.1, weight_decay=0.3)
+    assert not np.allclose(after, _adam_eps_before(0.1, 0.3), rtol=1e-3)
 
 
 @differs("optimizer", "adamw", "optax")
 def _() -> None:
-    """Recorded at a decay of 0.1; the default is optax's documented one."""
+    assert RECORDED["defaults"]["adamw.weight_decay"] == 1e-4
     close(RECORDED["optimizers"]["adamw"], ours("adamw", lr=0.05, weight_decay=0.1))
 
 
@@ -427,6 +534,7 @@ def _() -> None:
         theta = theta - 0.05 * g / np.sqrt(v + 0.1)
         wanted.append(theta)
     close(kerass("RMSprop", learning_rate=0.05, rho=0.8, epsilon=0.1), wanted)
+    assert not np.allclose(wanted, ours("rmsprop", lr=0.05, alpha=0.8, eps=0.1), rtol=1e-2)
 
 
 @differs("optimizer", "adagrad", "keras")
@@ -439,6 +547,8 @@ def _() -> None:
         theta = theta - 0.05 * g / np.sqrt(total + 0.1)
         wanted.append(theta)
     close(kerass("Adagrad", learning_rate=0.05, initial_accumulator_value=0.3, epsilon=0.1), wanted)
+    outside = ours("adagrad", lr=0.05, initial_accumulator_value=0.3, eps=0.1)
+    assert not np.allclose(wanted, outside, rtol=1e-3)
 
 
 @differs("optimizer", "adadelta", "keras")
@@ -453,10 +563,11 @@ def _() -> None:
     assert [default(keras.optimizers.Adamax, p) for p in ("learning_rate", "epsilon")] == [0.001, 1e-7]
     theta, m, u, wanted = START, 0.0, 0.0, []
     for t, g in enumerate(GRADS, 1):
-        m, u = 0.9 * m + 0.1 * g, np.maximum(0.999 * u, abs(g))
+        m, u = 0.9 * m + 0.1 * g, np.maximum(0.5 * u, abs(g))
         theta = theta - 0.05 / (1 - 0.9**t) * m / (u + 0.1)
         wanted.append(theta)
-    close(kerass("Adamax", learning_rate=0.05, epsilon=0.1), wanted)
+    close(kerass("Adamax", learning_rate=0.05, beta_2=0.5, epsilon=0.1), wanted)
+    assert not np.allclose(wanted, ours("adamax", lr=0.05, betas=[0.9, 0.5], eps=0.1), rtol=1e-3)
 
 
 @differs("optimizer", "nadam", "keras")
@@ -476,6 +587,7 @@ def _() -> None:
         theta = theta - 0.05 * ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         wanted.append(theta)
     close(RECORDED["optimizers"]["nadam"], wanted)
+    assert not np.allclose(wanted, ours("nadam", lr=0.05), rtol=1e-3)
 
 
 @differs("optimizer", "lbfgs", "torch")
@@ -501,6 +613,7 @@ def _() -> None:
         m = 0.9 * m + 0.1 * g
         wanted.append(theta)
     close(RECORDED["optimizers"]["acprop"], wanted)
+    assert not np.allclose(wanted, ours("acprop", lr=0.05), rtol=1e-3)
 
 
 @differs("optimizer", "rprop", "optax")
@@ -513,6 +626,7 @@ def _() -> None:
         last = np.where(turned, 0, size * np.sign(g))
         wanted.append(theta)
     close(RECORDED["optimizers"]["rprop"], wanted)
+    assert not np.allclose(wanted, ours("rprop", lr=0.05), rtol=1e-3)
 
 
 # Schedulers.

@@ -69,6 +69,7 @@ BLOCKS = (
         formula="1 - (1 + beta^2) TP / ((1 + beta^2) TP + beta^2 FN + FP), of each label",
         source="pytorch-optimizer SoftF1Loss",
         note="reduction=none gives a value for each label",
+        differs_from={"pytorch-optimizer": "takes probabilities; one score of all labels together"},
         tags={"whole_batch": True},
     ),
     entry(
@@ -130,6 +131,7 @@ BLOCKS = (
         summary="Logistic loss with a bounded logarithm and a heavy-tailed softmax, for noisy labels.",
         formula="sum_c y_c (log_t1 y_c - log_t1 p_c) - (y_c^(2 - t1) - p_c^(2 - t1)) / (2 - t1), p by exp_t2",
         source="Amid et al. 2019, arXiv:1906.03361",
+        differs_from={"pytorch-optimizer": "5 iterations by default"},
     ),
     _classes(
         "ldam",

@@ -102,7 +102,8 @@ BLOCKS = (
         " a_n = max(0, s_n + m), a_p = max(0, 1 + m - s_p)",
         source="Sun et al. 2020, arXiv:2002.10857",
         differs_from={
-            "keras": "margin 0.4 and gamma 80 by default; its mean leaves out anchors that cost nothing"
+            "keras": "margin 0.4 and gamma 80 by default; the gradient passes through a_n and a_p too;"
+            " its mean leaves out anchors that cost nothing"
         },
     ),
     _entry(

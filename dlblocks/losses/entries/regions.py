@@ -33,7 +33,10 @@ BLOCKS = (
         summary="Overlap of a region with what is found of it.",
         formula="1 - (2 TP + smooth) / (sum p + sum y + smooth), of each region",
         source="Milletari et al. 2016, arXiv:1606.04797",
-        differs_from={"optax": "its smooth counts twice: 1 is 2 here"},
+        differs_from={
+            "optax": "its smooth counts twice: 1 is 2 here",
+            "pytorch-optimizer": "a region is one of the whole batch; no smooth by default",
+        },
     ),
     _region(
         "generalized_dice",
@@ -54,6 +57,7 @@ BLOCKS = (
         summary="Intersection over union.",
         formula="1 - (TP + smooth) / (sum p + sum y - TP + smooth), of each region",
         source="Rahman & Wang 2016 (ISVC)",
+        differs_from={"pytorch-optimizer": "a region is one of the whole batch; no smooth by default"},
     ),
     _region(
         "tversky",
@@ -65,7 +69,8 @@ BLOCKS = (
         formula="1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth), of each region",
         source="Salehi et al. 2017, arXiv:1706.05721",
         differs_from={
-            "keras": "alpha weighs what is missed, beta what is found wrongly; both 0.5 by default"
+            "keras": "alpha weighs what is missed, beta what is found wrongly; both 0.5 by default",
+            "pytorch-optimizer": "one region, the whole batch; alpha and beta 0.5, smooth 1e-6 by default",
         },
     ),
     _region(
@@ -78,6 +83,10 @@ BLOCKS = (
         summary="A root of tversky.",
         formula="tversky^(1 / gamma), of each region",
         source="Abraham & Khan 2018, arXiv:1810.07842",
+        differs_from={
+            "pytorch-optimizer": "tversky^gamma; one region, the whole batch; gamma 1, alpha and beta 0.5,"
+            " smooth 1e-6 by default"
+        },
     ),
     _region(
         "lovasz",
