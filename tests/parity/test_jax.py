@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import dlblocks
+from dlblocks.registry import REGISTRY
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("jax_values.json").read_text())
 X = torch.tensor(RECORDED["x"], dtype=torch.float64)
@@ -209,12 +210,12 @@ NOT_OPTIMIZERS = {
     ),
     "adamaxw": "not offered: adamax with decoupled decay",
     "nadamw": "nadam with decoupled_weight_decay",
-    **dict.fromkeys(("dpsgd", "sophia"), "not offered: needs the gradient of each instance, or the Hessian"),
+    "dpsgd": "not offered: needs the gradient of each instance",
     **dict.fromkeys(("noisy_sgd", "polyak_sgd", "momo", "momo_adam"), "of our own: tests/optimizers"),
     **dict.fromkeys(("adafactor", "lbfgs", "muon"), "ours is torch's, or held to torch's: tests/optimizers"),
     **dict.fromkeys(
         ("adopt", "dadapt_adamw", "lars", "prodigy", "schedule_free_adamw", "schedule_free_sgd",
-         "simplified_ademamix"),
+         "simplified_ademamix", "sophia"),
         "ours is pytorch-optimizer's: tests/optimizers/test_extra",
     ),
 }  # fmt: skip
@@ -227,6 +228,13 @@ def test_no_optimizer_of_theirs_is_left_out() -> None:
     theirs = {n for n in RECORDED["names"]["optimizers"] if not n.startswith("scale_by_")}
     theirs = {RECORDED_AS.get(name, name) for name in theirs}
     assert theirs == set(RECORDED["optimizers"]) | set(NOT_OPTIMIZERS)
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
+def test_what_is_said_not_to_be_offered_is_not(kind: str) -> None:
+    reasons = {"optimizer": NOT_OPTIMIZERS, "scheduler": NOT_SCHEDULES}[kind]
+    for name, reason in reasons.items():
+        assert not (reason.startswith("not offered") and REGISTRY.has(kind, name)), name
 
 
 @pytest.mark.parametrize("theirs", OPTIMIZERS)
