@@ -83,7 +83,7 @@ def test_every_class_of_ours_is_importable_by_its_path_with_types(target: type) 
     parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(target, "block", skip={"params"})
+    parser.add_class_arguments(target, "block", skip={"params", "base"})
     given = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     for name, value in given.items():
         if isinstance(value, float):
