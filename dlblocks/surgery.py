@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import inspect
-import textwrap
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from types import FunctionType, ModuleType
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from dlblocks.activations.width import width_ratio
+from dlblocks.calls import calls_of, functions_of
 from dlblocks.errors import UserError
 from dlblocks.factory import activation as build_activation
+from dlblocks.records import Block
 from dlblocks.registry import REGISTRY, Spec, name_of
 
 # Where classes of activations live; a module of one of these packages need not be installed.
@@ -29,7 +25,7 @@ _HOMES = (
     "transformers.activations",
     "dlblocks.activations",
 )
-# Gates, outputs and what changes the width: replaced only when they are named.
+# Gates and outputs: replaced only when they are named.
 _SPARED = (
     "sigmoid",
     "hardsigmoid",
@@ -43,12 +39,6 @@ _SPARED = (
     "identity",
 )
 _NO_ACTIVATIONS = ("multiheadattention",)
-# Functions of torch and methods of tensors that are hidden activations.
-_HIDDEN = (
-    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
-    *("hardswish", "hardtanh", "hardshrink", "softshrink", "softplus", "softsign", "tanh", "tanhshrink"),
-)
-_FUNCTIONS = frozenset((*_HIDDEN, *(f"{name}_" for name in _HIDDEN)))
 
 Types: TypeAlias = "str | type[nn.Module] | Sequence[str | type[nn.Module]] | None"
 
@@ -78,18 +68,24 @@ def find_activations(model: nn.Module) -> list[Found]:
     """
     found: list[Found] = []
     inside: tuple[str, ...] = ()
+    classes, names = _registered()
     for name, module in model.named_modules(remove_duplicate=False):
         kind = type(module).__name__
         if name.startswith(inside):
             continue
-        if _is_activation(module):
+        if _is_activation(module, classes, names):
             inside = (*inside, f"{name}.")
-            found.append(Found(name, kind, "module", _plain(kind) in _SPARED))
+            found.append(_found(name, kind, "module"))
             continue
-        for attribute, function in _functions_of(module):
-            found.append(Found(_joined(name, attribute), function.__name__, "attribute"))
-        found.extend(Found(name, called, "call") for called in _called(module.__class__))
+        found.extend(
+            _found(_joined(name, attribute), kind, "attribute") for attribute, kind in functions_of(module)
+        )
+        found.extend(_found(name, kind, "call") for kind in calls_of(module))
     return found
+
+
+def _found(name: str, kind: str, how: Literal["module", "attribute", "call"]) -> Found:
+    return Found(name, kind, how, _plain(kind) in _SPARED)
 
 
 def replace_activations(
@@ -104,8 +100,9 @@ def replace_activations(
     """A net with other activations; weights, names and `state_dict` keys stay.
 
     Modules, and attributes that hold a function, are replaced; one that several places share stays
-    shared. A function called in the code of a module (`F.relu(x)`, `x.tanh()`) can't be: such calls are
-    told in a warning, unless `types` is given. Gates and outputs (sigmoid, softmax, GLU, ...) stay unless `types` names them.
+    shared. What can't be replaced stays and is told in a warning: functions called in the code of a
+    module (`F.relu(x)`, `x.tanh()`), and activations that change the number of features (GLU, maxout).
+    Gates and outputs (sigmoid, softmax, ...) stay unless `types` names them.
 
     Args:
         model: any module.
@@ -116,7 +113,8 @@ def replace_activations(
         where: the place in the config, for messages.
 
     Returns:
-        The changed net. New parameters, as of PReLU, are on the device and of the type of the net's.
+        The changed net. A new activation is in the mode of the one it replaces; its parameters, as of
+        PReLU, are on the device and of the type of the nearest ones in the net.
 
     Raises:
         UserError: nothing matches, the activation changes the number of features, or one to be replaced
@@ -131,64 +129,105 @@ def replace_activations(
             " place of an elementwise activation."
         )
     wanted = _matcher(types, where)
-    found = [item for item in find_activations(model) if fnmatchcase(item.name, pattern)]
-    calls = [item for item in found if item.how == "call" and types is None]
-    chosen = [item for item in found if item.how != "call" and wanted(model, item)]
+    found = [item for item in find_activations(model) if _in(item, pattern) and wanted(model, item)]
+    calls = [item for item in found if item.how == "call"]
+    wide = [item for item in found if item.how == "module" and _changes_width(model, item)]
+    # GLU and the like stay whether asked for or not; calls of gates are told only when they are asked for.
+    chosen = [item for item in found if item.how != "call" and item not in wide]
     if chosen and not chosen[0].name:
         raise UserError(
             f"{where}: the model is itself an activation ({chosen[0].kind}); build the other one."
         )
     if not chosen:
-        raise UserError(_nothing(model, calls, types, pattern, where))
+        raise UserError(_nothing(model, calls, wide, types, pattern, where))
     for item in chosen:
         _check_hooks(model, item, where)
     if not inplace:
         model = copy.deepcopy(model)
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    new: dict[Any, nn.Module] = {}
-    for item in chosen:
-        parent_name, _, attribute = item.name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        old = getattr(parent, attribute)
-        key = id(old) if item.how == "module" else (id(parent), attribute)
-        if key not in new:
-            built = build_activation(activation, where=where).train(parent.training)
-            new[key] = built if like is None else built.to(like.device, like.dtype)
-        if item.how == "attribute":
-            delattr(parent, attribute)
-            # torch's transformer layers have a fast path that computes the old function by this flag.
-            if isinstance(parent, nn.TransformerEncoderLayer):
-                parent.activation_relu_or_gelu = 0
-        setattr(parent, attribute, new[key])
-    if calls:
-        told = dict.fromkeys(f"{i.kind} in {type(model.get_submodule(i.name)).__name__}" for i in calls)
-        warnings.warn(
-            f"{where}={name_of(activation)}: functions called in the code of a module can't be replaced and"
-            f" stay: {', '.join(told)}.",
-            stacklevel=2,
-        )
+    _exchange(model, chosen, activation, where)
+    if stay := _staying(model, calls, wide):
+        warnings.warn(f"{where}={name_of(activation)}: {stay}", stacklevel=2)
     return model
 
 
+def _exchange(model: nn.Module, chosen: Sequence[Found], activation: Spec, where: str) -> None:
+    places = []  # all found before any is changed, since one module may stand in several
+    for item in chosen:
+        parent_name, _, attribute = item.name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        places.append((item, parent, attribute, getattr(parent, attribute)))
+    new: dict[Any, nn.Module] = {}
+    for item, parent, attribute, old in places:
+        key = id(old) if item.how == "module" else (id(parent), attribute)
+        if key not in new:
+            mode = old if item.how == "module" else parent
+            like = _nearest_parameter(model, item.name.rpartition(".")[0])
+            built = build_activation(activation, where=where).train(mode.training)
+            new[key] = built if like is None else built.to(like.device, like.dtype)
+        if item.how == "attribute":
+            delattr(parent, attribute)
+        # torch's transformer layers have a fast path that computes the old function by this flag.
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0
+        setattr(parent, attribute, new[key])
+
+
+def _nearest_parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    """A floating-point one of the module of this name, or else of the smallest that holds it."""
+    while True:
+        within = model.get_submodule(name).parameters()
+        found = next((p for p in within if p.is_floating_point()), None)
+        if found is not None or not name:
+            return found
+        name = name.rpartition(".")[0]
+
+
+def _in(item: Found, pattern: str) -> bool:
+    """Whether a name matches; a call is in the module whose code it is in, `layer4.*` as for its parts."""
+    names = [item.name, _joined(item.name, item.kind)] if item.how == "call" else [item.name]
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _changes_width(model: nn.Module, item: Found) -> bool:
+    return width_ratio(model.get_submodule(item.name)) != 1
+
+
+def _staying(model: nn.Module, calls: Sequence[Found], wide: Sequence[Found]) -> str:
+    """What can't be replaced, and why."""
+    parts = []
+    if calls:
+        told = dict.fromkeys(f"{i.kind} in {type(model.get_submodule(i.name)).__name__}" for i in calls)
+        parts.append(
+            f"functions called in the code of a module can't be replaced and stay: {', '.join(told)}."
+        )
+    if wide:
+        told = dict.fromkeys(f"{item.name} ({item.kind})" for item in wide)
+        parts.append(f"activations that change the number of features stay: {_listed(told)}.")
+    return " ".join(parts)
+
+
 def _matcher(types: Types, where: str) -> Callable[[nn.Module, Found], bool]:
-    """Whether an activation is asked for by its type."""
+    """Whether an activation is asked for by its type; one that changes the width is, to be told of."""
     if types is None:
-        return lambda model, item: not item.spared  # noqa: ARG005
+        return lambda model, item: not item.spared or (item.how == "module" and _changes_width(model, item))
     several = (types,) if isinstance(types, (str, type)) else tuple(types)
     classes = tuple(kind for kind in several if isinstance(kind, type))
-    names = {_class_name(kind, where) for kind in several if isinstance(kind, str)}
+    names = {_plain(kind.__name__) for kind in classes}
+    for kind in several:
+        if isinstance(kind, str):
+            names |= _names_of(REGISTRY.get("activation", kind, f"{where}: types"))
 
     def wanted(model: nn.Module, item: Found) -> bool:
-        if item.how == "attribute":
-            return _plain(item.kind) in names
-        return isinstance(model.get_submodule(item.name), classes) or _plain(item.kind) in names
+        of_class = item.how == "module" and isinstance(model.get_submodule(item.name), classes)
+        return of_class or _plain(item.kind) in names
 
     return wanted
 
 
-def _class_name(name: str, where: str) -> str:
-    target = REGISTRY.get("activation", name, f"{where}: types").load()
-    return _plain(getattr(target, "__name__", name))
+def _names_of(block: Block) -> set[str]:
+    """The names that a block, its class and its function have here and elsewhere."""
+    loaded = getattr(block.load(), "__name__", block.name)
+    return {_plain(name) for name in (block.name, *block.aliases, loaded)}
 
 
 def _plain(kind: str) -> str:
@@ -196,71 +235,30 @@ def _plain(kind: str) -> str:
     return kind.lower().removesuffix("activation").replace("_", "")
 
 
-def _is_activation(module: nn.Module) -> bool:
-    homes = (cls.__module__ for cls in type(module).__mro__)
+def _is_activation(module: nn.Module, classes: frozenset[type], names: frozenset[str]) -> bool:
+    if _plain(type(module).__name__) in _NO_ACTIVATIONS:
+        return False
+    homes = [cls.__module__ for cls in type(module).__mro__]
+    # Others that write an activation themselves, as timm's models do, give it the name of the field; it
+    # may be made of further activations.
+    named = _plain(type(module).__name__) in names and all(
+        _is_activation(child, classes, names) for child in module.children()
+    )
     return (
-        any(
+        named
+        or type(module) in classes
+        or any(
             home == known or home.startswith((f"{known}.", f"{known}_")) for home in homes for known in _HOMES
         )
-        or type(module) in _registered()
-    ) and _plain(type(module).__name__) not in _NO_ACTIVATIONS
-
-
-def _registered() -> frozenset[Any]:
-    """Classes that others have registered."""
-    blocks = (REGISTRY.get("activation", name) for name in REGISTRY.names("activation"))
-    return frozenset(block.target for block in blocks if isinstance(block.target, type))
-
-
-def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Attributes that hold an activation of torch as a function."""
-    for attribute, value in vars(module).items():
-        if not attribute.startswith("_") and callable(value) and _is_function(value):
-            yield attribute, value
-
-
-def _is_function(value: Any) -> bool:
-    return getattr(value, "__name__", None) in _FUNCTIONS and any(
-        getattr(home, value.__name__, None) is value for home in (torch, nn.functional, torch.Tensor)
     )
 
 
-@cache
-def _called(cls: Hashable) -> tuple[str, ...]:
-    """The functions of torch that are activations and that the methods of a class call."""
-    called: dict[str, None] = {}
-    for base in inspect.getmro(cls):  # type: ignore[arg-type]
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        for method in vars(base).values():
-            if isinstance(method, FunctionType):
-                called.update(dict.fromkeys(_calls_in(method)))
-    return tuple(called)
-
-
-def _calls_in(method: FunctionType) -> Iterator[str]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    except (OSError, SyntaxError):  # made at run time, without a source
-        return
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    for node in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
-        match node.func:
-            case ast.Name(id=name) if _is_function(method.__globals__.get(name)):
-                yield name
-            case ast.Attribute(attr=name, value=owner) if name in _FUNCTIONS and not _is_own(owner, method):
-                yield name
-
-
-def _is_own(owner: ast.expr, method: FunctionType) -> bool:
-    """Whether what the name is looked up in is no tensor and not torch: `self`, or another package."""
-    while isinstance(owner, ast.Attribute):
-        owner = owner.value
-    if not isinstance(owner, ast.Name):
-        return False
-    known = method.__globals__.get(owner.id)
-    foreign = isinstance(known, ModuleType) and not known.__name__.startswith("torch")
-    return owner.id == "self" or foreign
+def _registered() -> tuple[frozenset[type], frozenset[str]]:
+    """Classes that others have registered, and the names of all activations that keep the width."""
+    blocks = [REGISTRY.get("activation", name) for name in REGISTRY.names("activation")]
+    names = {name for block in blocks if "width_ratio" not in block.tags for name in _names_of(block)}
+    classes = frozenset(block.target for block in blocks if isinstance(block.target, type))
+    return classes, frozenset(names.difference(_SPARED))
 
 
 def _check_hooks(model: nn.Module, item: Found, where: str) -> None:
@@ -275,15 +273,30 @@ def _check_hooks(model: nn.Module, item: Found, where: str) -> None:
         )
 
 
-def _nothing(model: nn.Module, calls: Sequence[Found], types: Types, pattern: str, where: str) -> str:
+def _nothing(
+    model: nn.Module,
+    calls: Sequence[Found],
+    wide: Sequence[Found],
+    types: Types,
+    pattern: str,
+    where: str,
+) -> str:
     asked = "" if types is None and pattern == "*" else " that matches"
     lines = f"{where}: {type(model).__name__} has no activation{asked} that can be replaced."
     modules = dict.fromkeys(f"{i.name} ({i.kind})" for i in find_activations(model) if i.how != "call")
     if modules:
-        lines += f" It has {', '.join(list(modules)[:10])}{', ...' if len(modules) > 10 else ''}."
+        lines += f" It has {_listed(modules)}."
     if calls:
         lines += f" Its code calls {', '.join(dict.fromkeys(item.kind for item in calls))}, which stays."
+    if wide:
+        told = dict.fromkeys(item.kind for item in wide)
+        lines += f" {', '.join(told)} changes the number of features, so it stays."
     return lines
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _joined(name: str, attribute: str) -> str:

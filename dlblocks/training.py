@@ -147,18 +147,41 @@ def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> di
 
 
 def _check_batch_norm(module: LitModule, data: TableDataModule) -> None:
-    """Batch normalisation of vectors has no deviation to divide by in a batch of one.
+    """Batch normalisation has no deviation to divide by where a batch has one value for each feature.
 
     Raises:
-        UserError: some training batch has one instance.
+        UserError: some training batch has one instance, and with it some layer one value.
     """
     size, rest = data.train_batch_size, 0 if data.drop_last else data.n_train % data.train_batch_size
-    if 1 in (size, rest) and any(isinstance(layer, nn.BatchNorm1d) for layer in module.net.modules()):
+    if 1 in (size, rest) and _normalises_single_values(module):
         which = "each batch has" if size == 1 else "the last batch of an epoch has"
+        own = ", or model.norm=layer" if "norm" in module.hparams.get("model", {}) else ""
         raise UserError(
             f"data.batch_size={size}: {which} one instance, which batch normalisation can't normalise. Use"
-            f" {'a larger batch' if size == 1 else 'data.drop_last=true'}, or model.norm=layer."
+            f" {'a larger batch' if size == 1 else 'data.drop_last=true'}{own}."
         )
+
+
+def _normalises_single_values(module: LitModule) -> bool:
+    """Whether an instance gives a batch norm one value for each feature: a vector, or a picture of one place."""
+    layers = [layer for layer in module.net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    single: list[bool] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: single.append(inputs[0][:, 0].numel() == 1))
+        for layer in layers
+    ]
+    modes = [(part, part.training) for part in module.net.modules()]
+    try:
+        module.net.eval()
+        with torch.no_grad():
+            if layers:
+                module.net(torch.zeros(1, *module.hparams["input_shape"]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, training in modes:
+            part.training = training
+    return any(single)
 
 
 def _checkpoint(path: str | None, module: LitModule) -> str | None:

@@ -17,7 +17,7 @@ LAYERS = [
     ("records",),
     ("registry",),
     ("seeds", "activations", "losses"),
-    ("factory",),
+    ("factory", "calls"),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),
     ("data",),

@@ -47,6 +47,8 @@ def test_the_command_line_trains_them(library: str, data: str, tmp_path: Path) -
         (["model=torchvision", "model.weights=DEFALT"], "torchvision has none of this name for resnet18"),
         (["model=torchvision", "model.width=3"], "model has no 'width'"),
         (["model=torchvision", "activation=maxout"], "takes 2 times the features"),
+        (["model=torchvision", "regime=sgd"], "data.batch_size=1: each batch has one instance"),
+        (["model=timm", "regime=sgd"], "data.batch_size=1: each batch has one instance"),
         (["model=torchvision", "model.name=googlenet", "activation=elu"], "Its code calls relu"),
     ],
 )

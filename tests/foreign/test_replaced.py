@@ -99,6 +99,19 @@ def test_functions_in_the_code_are_told() -> None:
         dlblocks.replace_activations(model, "gelu")
 
 
+def test_functions_in_the_code_are_told_whatever_is_asked_for() -> None:
+    with pytest.warns(UserWarning, match=r"activation=gelu: .* stay: relu in DenseNet\."):
+        dlblocks.replace_activations(vision("densenet121"), "gelu", types=nn.ReLU)
+
+
+def test_activations_of_timms_own_models_are_replaced_whole() -> None:
+    model = timm.create_model("poolformerv2_s12", pretrained=False)
+    changed = replaced(model, "silu")
+    kinds = {item.kind for item in find_activations(changed) if not item.spared}
+    assert {item.kind for item in find_activations(model)} >= {"StarReLU"}
+    assert kinds == {"SiLU"}
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_with_its_own_layers_of_that_activation(name: str) -> None:
     own = {

@@ -84,10 +84,16 @@ def _timm(name: str, **params: Any) -> Callable[[list[torch.Tensor]], torch.opti
     return build
 
 
+_SAME: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1}
+
+
+def _both(name: str, **params: Any) -> tuple[Any, Any]:
+    return _ours(name, **_SAME, **params), _timm(name, **_SAME, **params)
+
+
 # timm's name -> how ours and timm's are made.
 OPTIMIZERS = {
     "sgd": (_ours("sgd", lr=0.1, momentum=0.8, nesterov=True), _timm("sgd", lr=0.1, momentum=0.8)),
-    "momentum": (_ours("sgd", lr=0.1, momentum=0.8), _timm("momentum", lr=0.1, momentum=0.8)),
     "adam": (_ours("adam", lr=0.05), _timm("adam", lr=0.05)),
     "adamw": (_ours("adamw", lr=0.05, weight_decay=0.1), _timm("adamw", lr=0.05, weight_decay=0.1)),
     "adamax": (_ours("adamax", lr=0.05), _timm("adamax", lr=0.05)),
@@ -96,28 +102,129 @@ OPTIMIZERS = {
     "adagrad": (_ours("adagrad", lr=0.05), _timm("adagrad", lr=0.05)),
     "adadelta": (_ours("adadelta", lr=0.5), _timm("adadelta", lr=0.5)),
     "rmsprop": (_ours("rmsprop", lr=0.02, alpha=0.9, momentum=0.5), _timm("rmsprop", lr=0.02, momentum=0.5)),
+    "momentum": (_ours("sgd", lr=0.1, momentum=0.8), _timm("momentum", lr=0.1, momentum=0.8)),
+    "nesterov": (
+        _ours("sgd", lr=0.1, momentum=0.8, nesterov=True),
+        _timm("nesterov", lr=0.1, momentum=0.8),
+    ),
     "lamb": (
         _ours("lamb", lr=0.05, weight_decay=0.1),
         _timm("lamb", lr=0.05, weight_decay=0.1, max_grad_norm=None),
     ),
+    "larc": (
+        _ours("larc", lr=0.1, momentum=0.8, weight_decay=0.1),
+        _timm("larc", lr=0.1, momentum=0.8, weight_decay=0.1),
+    ),
+    "muon": (
+        _ours("muon", lr=0.05, momentum=0.8, nesterov=False),
+        _timm("muon", lr=0.05, momentum=0.8, weight_decay=0.1, ns_coefficients="original"),
+    ),
+    "nmuon": (
+        _ours("muon", lr=0.05, momentum=0.8),
+        _timm("nmuon", lr=0.05, momentum=0.8, weight_decay=0.1, ns_coefficients="original"),
+    ),
+    # From here on of the package pytorch-optimizer.
+    "adabelief": _both("adabelief"),
+    "adan": _both("adan"),
+    "adanw": (_ours("adan", **_SAME, weight_decouple=True), _timm("adanw", **_SAME)),
+    "laprop": _both("laprop"),
+    "lars": _both("lars", momentum=0.8),
+    "nlars": (
+        _ours("lars", **_SAME, momentum=0.8, nesterov=True),
+        _timm("nlars", **_SAME, momentum=0.8),
+    ),
+    "lion": _both("lion"),
+    "madgrad": _both("madgrad"),
+    "novograd": _both("novograd"),
+    "sgdp": (
+        _ours("sgdp", **_SAME, momentum=0.8, nesterov=True),
+        _timm("sgdp", **_SAME, momentum=0.8),
+    ),
+    "sgdw": (
+        _ours("sgdw", **_SAME, momentum=0.8, nesterov=True),
+        _timm("sgdw", **_SAME, momentum=0.8),
+    ),
+    "adamc": _both("adamc"),
+    "adamp": (
+        _ours("adamp", **_SAME, wd_ratio=0.01, nesterov=True),
+        _timm("adamp", **_SAME),
+    ),
+    "mars": _both("mars", betas=[0.9, 0.99]),
+}
+
+# Same name, another update; the parameters are as near as they can be set.
+OTHER_UPDATES = {
+    # Ours is torch's, timm's is fairseq's.
+    "adafactor": _both("adafactor"),
+    # Ours clips by t^(1/4) at step t, timm by (t - 1)^clip_exp.
+    "adopt": (_ours("adopt", lr=0.05), _timm("adopt", lr=0.05, weight_decay=0.0, clip_exp=0.25)),
+    # Ours is pytorch-optimizer's, which corrects the bias of the second moment.
+    "adamuon": _both("adamuon", betas=[0.9, 0.999], eps=1e-8),
+}
+
+# timm's names that are not compared -> why.
+NOT_OFFERED = {
+    "a cautious variant: ours have no mask, or (mars) another one": (
+        "cadafactor cadafactorbv cadafactorbvc cadamc cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb"
+        " clambw claprop clion clionc cmars cnadamc cnadamw crmsproptf csgdc csgdp csgdw"
+    ),
+    "needs CUDA and another package (bitsandbytes, apex)": (
+        "bnbadam bnbadam8bit bnbadamw bnbadamw8bit bnbademamix bnbademamix8bit bnblion bnblion8bit bnbsgd"
+        " bnbsgd8bit fusedadam fusedadamw fusedlamb fusednovograd fusedsgd"
+    ),
+    "an older copy of what timm and we have": "adamwlegacy nadamlegacy radamlegacy",
+    "a variant with a decoupled decay": "adoptw lambw madgradw nadamw nesterovw novogradw radamw rmsproptfw",
+    "a variant with a decay corrected for the schedule": (
+        "adoptc lambcd lapropc lionc nadamc novogradc rmsproptfc sgdc"
+    ),
+    "a variant that clips the trust ratio, or adds Nesterov's step or a rectification": (
+        "lambc lambcw nadamuon nlarc radabelief"
+    ),
+    "big_vision's adafactor; ours is torch's": "adafactorbv adafactorbvc",
+    "TensorFlow's rmsprop; ours is torch's": "rmsproptf",
+    "draws random numbers, so that two cannot be compared step by step": "kron kronc kronw adahessian",
 }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name: str) -> None:
-    start = np.random.default_rng(0).normal(size=(4, 3))
-    grads = np.random.default_rng(1).normal(size=(8, 4, 3))
+    ours, timms = _paths(OPTIMIZERS[name])
+    np.testing.assert_allclose(ours, timms, rtol=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OTHER_UPDATES)
+def test_those_of_another_update_do_differ(name: str) -> None:
+    ours, timms = _paths(OTHER_UPDATES[name])
+    assert np.abs(ours - timms).max() > 1e-3
+
+
+def test_no_optimizer_is_left_out_without_a_reason() -> None:
+    left = [name for names in NOT_OFFERED.values() for name in names.split()]
+    told = [*OPTIMIZERS, *OTHER_UPDATES, *left]
+    assert len(told) == len(set(told))
+    assert set(told) == set(timm.optim.list_optimizers())
+
+
+def _paths(builds: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The parameters after each of ten steps.
+
+    No gradient is near zero, where it would matter at which place eps is added; and the matrix is large
+    enough for timm's Muon, which takes small ones for vectors.
+    """
+    start = np.random.default_rng(0).normal(size=(20, 17))
+    grads = np.random.default_rng(1).normal(size=(10, 20, 17))
+    grads += 0.2 * np.sign(grads)
     paths = []
-    for build in OPTIMIZERS[name]:
-        theta = torch.tensor(start, requires_grad=True)
+    for build in builds:
+        theta = torch.nn.Parameter(torch.tensor(start))
         opt = build([theta])
         path = []
         for grad in grads:
             theta.grad = torch.tensor(grad)
             opt.step()
             path.append(theta.detach().numpy().copy())
-        paths.append(path)
-    np.testing.assert_allclose(paths[0], paths[1], rtol=1e-7, atol=1e-9)
+        paths.append(np.array(path))
+    return paths[0], paths[1]
 
 
 T = 20
@@ -145,7 +252,18 @@ SCHEDULERS = {
         "polynomial",
         {"power": 2.0, "min_lr_ratio": 0.1},
     ),
+    timm.scheduler.WSDLRScheduler: (
+        {"t_initial": T, "decay_t": 5, "decay_fn": "linear", "lr_min": 0.04},
+        "warmup_stable_decay",
+        {"warmup": 0.0, "decay": 0.25, "min_lr_ratio": 0.1},
+    ),
 }
+
+
+def test_no_scheduler_is_left_out() -> None:
+    kinds = {value for key, value in vars(timm.scheduler).items() if key.endswith("LRScheduler")}
+    # timm's is torch's ReduceLROnPlateau, as ours is, and deprecated.
+    assert kinds == {*SCHEDULERS, timm.scheduler.PlateauLRScheduler}
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
