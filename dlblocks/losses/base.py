@@ -44,7 +44,10 @@ class Loss(nn.Module, ABC):
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         self.check(input, target)
         input = wide(input)
-        target = target.to(input.dtype) if target.shape == input.shape else self.typed(target, input)
+        if target.shape != input.shape:
+            target = self.typed(target, input)
+        elif target.dtype != input.dtype:
+            target = target.to(input.dtype)
         device = input.device.type
         # Entering a context costs more than the loss of a small batch; outside autocast there is no need.
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

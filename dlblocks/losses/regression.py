@@ -112,7 +112,7 @@ class Quantile(Loss):
 class LogCosh(Loss):
     """`log(cosh(x - y))`: squared for small errors, linear for large ones, smooth throughout.
 
-    Computed as `|e| + log(1 + exp(-2 |e|)) - log 2`, which does not overflow.
+    Computed as `e + log(1 + exp(-2 e)) - log 2`, by a softplus that does not overflow.
     Shape: `(N, *)` and `(N, *)`. Source: Keras LogCosh.
 
     Raises:
@@ -123,7 +123,7 @@ class LogCosh(Loss):
     """
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        error = (input - target).abs()
+        error = input - target
         return reduced(error + F.softplus(-2 * error) - log(2), reduction)
 
 
