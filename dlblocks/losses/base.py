@@ -8,11 +8,39 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dlblocks.errors import UserError
 
 
-class Loss(nn.Module, ABC):
+class ReducedLoss(nn.Module, ABC):
+    """What every loss has: a checked reduction, and its parameters in its representation.
+
+    Args:
+        reduction: one of the class's `reductions`.
+
+    Raises:
+        ValueError: a reduction that the loss doesn't have.
+    """
+
+    reductions: ClassVar[tuple[str, ...]] = ("none", "mean", "sum")
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in self.reductions:
+            raise ValueError(
+                f"{type(self).__name__}: reduction={reduction!r}: must be one of {', '.join(self.reductions)}"
+            )
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        given = {
+            key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"
+        }
+        return ", ".join(f"{key}={value}" for key, value in given.items())
+
+
+class Loss(ReducedLoss):
     """A loss called with `(input, target, sample_weight=None)`; a subclass writes its formula in `values`.
 
     Computed in float32 at least, also under autocast: exponentials and logarithms of half-precision
@@ -30,16 +58,6 @@ class Loss(nn.Module, ABC):
         ValueError: a reduction that the loss doesn't have, shapes that don't belong together, or weights
             that are not one for each instance.
     """
-
-    reductions: ClassVar[tuple[str, ...]] = ("none", "mean", "sum")
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        if reduction not in self.reductions:
-            raise ValueError(
-                f"{type(self).__name__}: reduction={reduction!r}: must be one of {', '.join(self.reductions)}"
-            )
-        self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         self.check(input, target)
@@ -87,12 +105,6 @@ class Loss(nn.Module, ABC):
                 " have the same shape"
             )
 
-    def extra_repr(self) -> str:
-        given = {
-            key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"
-        }
-        return ", ".join(f"{key}={value}" for key, value in given.items())
-
 
 def reduced(values: Tensor, reduction: str) -> Tensor:
     """The values of all instances and outputs: `none`, `mean`, `sum`, or `batchmean`, their sum over N."""
@@ -107,10 +119,8 @@ def reduced(values: Tensor, reduction: str) -> Tensor:
             return values.sum()
 
 
-def weighted(
-    values: Tensor, sample_weight: Tensor, counts: Tensor | None, reduction: str, name: str
-) -> Tensor:
-    """The values, each instance multiplied by its weight, reduced; see `Loss`.
+def spread(sample_weight: Tensor, values: Tensor, name: str) -> Tensor:
+    """The weights of the instances in the format of their values: `(N,)` as `(N, 1, ...)`.
 
     Raises:
         ValueError: weights that are not one for each instance.
@@ -120,7 +130,18 @@ def weighted(
             f"{name}: sample_weight {tuple(sample_weight.shape)} must have one number for each of the"
             f" {values.shape[0] if values.ndim else 0} instances"
         )
-    s = sample_weight.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+    return sample_weight.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+
+
+def weighted(
+    values: Tensor, sample_weight: Tensor, counts: Tensor | None, reduction: str, name: str
+) -> Tensor:
+    """The values, each instance multiplied by its weight, reduced; see `Loss`.
+
+    Raises:
+        ValueError: weights that are not one for each instance.
+    """
+    s = spread(sample_weight, values, name)
     product = s * values
     match reduction:
         case "none":
@@ -189,6 +210,35 @@ def check_classes(loss: nn.Module, input: Tensor, target: Tensor, soft: bool) ->
         f"{type(loss).__name__}: input {tuple(input.shape)} must be (N, C), and target"
         f" {tuple(target.shape)} {legal}"
     )
+
+
+class ClassLoss(Loss):
+    """A loss of `(N, C, *)` scores or logits and indices `(N, *)`."""
+
+    def check(self, input: Tensor, target: Tensor) -> None:
+        check_classes(self, input, target, soft=False)
+
+
+def one_hot(target: Tensor, input: Tensor) -> Tensor:
+    """Indices `(N, *)` as 0 and 1 `(N, C, *)`, in the input's type."""
+    return F.one_hot(target, input.shape[1]).movedim(-1, 1).to(input.dtype)
+
+
+def of_target(input: Tensor, target: Tensor) -> Tensor:
+    """What the target's class has of `(N, C, *)`: `(N, *)`."""
+    return input.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def log_probability(input: Tensor, target: Tensor) -> Tensor:
+    """The logarithm of the target's probability, of logits `(N, C, *)`."""
+    return -F.nll_loss(input.log_softmax(1), target, reduction="none")
+
+
+def focused(log_p: Tensor, gamma: float) -> Tensor:
+    """`-(1 - p)^gamma log p`."""
+    # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
+    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
+    return -(rest**gamma) * log_p
 
 
 def turned(input: Tensor, target: Tensor) -> Tensor:

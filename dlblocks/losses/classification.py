@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import ClassWeights, Loss, check_classes, reduced, turned
+from dlblocks.losses.base import (
+    ClassLoss,
+    ClassWeights,
+    Loss,
+    check_classes,
+    focused,
+    log_probability,
+    reduced,
+    turned,
+)
 
 
 class BCE(Loss):
@@ -102,7 +111,7 @@ class CrossEntropy(Loss):
         )
 
 
-class NLL(Loss):
+class NLL(ClassLoss):
     """Negative log-likelihood of log-probabilities: `-w_y x_y` (Fisher 1922).
 
     Shape: `(N, C, *)` and indices `(N, *)`.
@@ -126,9 +135,6 @@ class NLL(Loss):
         super().__init__(reduction)
         self.weight = ClassWeights(weight, "loss.weight")
         self.ignore_index = ignore_index
-
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
 
     def counts(self, input: Tensor, target: Tensor) -> Tensor | None:
         return self.weight.of(input, target, self.ignore_index)
@@ -237,13 +243,13 @@ class BinaryFocal(Loss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         log_p = -F.binary_cross_entropy_with_logits(input, target, reduction="none")
-        loss = _focused(log_p, self.gamma)
+        loss = focused(log_p, self.gamma)
         if self.alpha is not None:
             loss = loss * (self.alpha * target + (1 - self.alpha) * (1 - target))
         return reduced(loss, reduction)
 
 
-class Focal(Loss):
+class Focal(ClassLoss):
     """Categorical cross-entropy whose easy instances count less: `-(1 - p_y)^gamma log p_y`, `p = softmax(x)`
     (Lin et al. 2017, arXiv:1708.02002).
 
@@ -264,15 +270,5 @@ class Focal(Loss):
         super().__init__(reduction)
         self.gamma = gamma
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        log_p = -F.nll_loss(input.log_softmax(1), target, reduction="none")
-        return reduced(_focused(log_p, self.gamma), reduction)
-
-
-def _focused(log_p: Tensor, gamma: float) -> Tensor:
-    # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
-    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
-    return -(rest**gamma) * log_p
+        return reduced(focused(log_probability(input, target), self.gamma), reduction)

@@ -21,8 +21,6 @@ class PoissonNLL(Loss):
         reduction: `none`, `mean` or `sum`.
 
     >>> import torch
-    >>> import torch
-    >>> import torch
     >>> PoissonNLL()(torch.tensor([0.0]), torch.tensor([3]))
     tensor(1.)
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import Loss, check_classes, reduced, turned
+from dlblocks.losses.base import ClassLoss, Loss, of_target, one_hot, reduced, turned
 
 
 class SoftMargin(Loss):
@@ -42,7 +42,7 @@ class Perceptron(Loss):
         return reduced(turned(input, target).relu_(), reduction)
 
 
-class MultiMargin(Loss):
+class MultiMargin(ClassLoss):
     """`sum_(c != y) max(0, margin - x_y + x_c)^p / C` (Weston & Watkins 1999).
 
     Shape: `(N, C)` scores and indices `(N,)`.
@@ -63,17 +63,14 @@ class MultiMargin(Loss):
         super().__init__(reduction)
         self.p, self.margin = p, margin
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own has no batching rule, which stacked runs need.
-        short = (self.margin - _of_target(input, target) + input).clamp_min(0) ** self.p
-        others = short * ~F.one_hot(target, input.shape[1]).movedim(-1, 1).bool()
+        short = (self.margin - of_target(input, target).unsqueeze(1) + input).clamp_min(0) ** self.p
+        others = short * ~one_hot(target, input).bool()
         return reduced(others.sum(1) / input.shape[1], reduction)
 
 
-class CategoricalHinge(Loss):
+class CategoricalHinge(ClassLoss):
     """`max(0, margin + max_(c != y) x_c - x_y)`: the margin to the strongest other class (Crammer & Singer 2001).
 
     Shape: `(N, C)` scores and indices `(N,)`.
@@ -94,15 +91,10 @@ class CategoricalHinge(Loss):
         super().__init__(reduction)
         self.margin = margin
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        is_target = F.one_hot(target, input.shape[1]).movedim(-1, 1).bool()
+        is_target = one_hot(target, input).bool()
         strongest = input.masked_fill(is_target, -torch.inf).amax(1)
-        return reduced(
-            (self.margin + strongest - _of_target(input, target).squeeze(1)).clamp_min(0), reduction
-        )
+        return reduced((self.margin + strongest - of_target(input, target)).clamp_min(0), reduction)
 
 
 class MultilabelMargin(Loss):
@@ -121,7 +113,3 @@ class MultilabelMargin(Loss):
         short = (1 - input.unsqueeze(-1) + input.unsqueeze(-2)).clamp_min(0)
         counted = target.unsqueeze(-1) * (1 - target).unsqueeze(-2)
         return reduced((short * counted).sum((-2, -1)) / input.shape[-1], reduction)
-
-
-def _of_target(input: Tensor, target: Tensor) -> Tensor:
-    return input.gather(1, target.unsqueeze(1))

@@ -5,17 +5,17 @@ Each is called with its own arguments, then `sample_weight` `(N,)`, one for each
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlblocks.losses.base import reduced, weighted, wide
+from dlblocks.losses.base import ReducedLoss, reduced, weighted, wide
 
 
-class ArgumentsLoss(nn.Module, ABC):
+class ArgumentsLoss(ReducedLoss):
     """A loss of other arguments than `(input, target)`; computed in float32 at least.
 
     Args:
@@ -24,14 +24,6 @@ class ArgumentsLoss(nn.Module, ABC):
     Raises:
         ValueError: a reduction that the loss doesn't have.
     """
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        if reduction not in ("none", "mean", "sum"):
-            raise ValueError(
-                f"{type(self).__name__}: reduction={reduction!r}: must be one of none, mean, sum"
-            )
-        self.reduction = reduction
 
     def forward(self, *arguments: Tensor, sample_weight: Tensor | None = None, **named: Tensor) -> Tensor:
         with torch.autocast(arguments[0].device.type, enabled=False):
@@ -53,10 +45,6 @@ class ArgumentsLoss(nn.Module, ABC):
         if len({argument.shape for argument in arguments.values()}) > 1:
             told = ", ".join(f"{name} {tuple(argument.shape)}" for name, argument in arguments.items())
             raise ValueError(f"{type(self).__name__}: {told} must have the same shape")
-
-    def extra_repr(self) -> str:
-        given = {key: value for key, value in vars(self).items() if key[0] != "_" and key != "training"}
-        return ", ".join(f"{key}={value}" for key, value in given.items())
 
 
 class Triplet(ArgumentsLoss):

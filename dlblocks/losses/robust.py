@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.losses.base import ClassWeights, Loss, check_classes, reduced
+from dlblocks.losses.base import (
+    ClassLoss,
+    ClassWeights,
+    Loss,
+    focused,
+    log_probability,
+    of_target,
+    one_hot,
+    reduced,
+    spread,
+)
 
 
-class PolyCrossEntropy(Loss):
+class PolyCrossEntropy(ClassLoss):
     """`-log p_y + epsilon (1 - p_y)`, `p = softmax(x)`: cross-entropy with its first polynomial term changed
     (Leng et al. 2022, arXiv:2204.12511).
 
@@ -33,15 +43,12 @@ class PolyCrossEntropy(Loss):
         super().__init__(reduction)
         self.epsilon, self.label_smoothing = epsilon, label_smoothing
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         entropy = F.cross_entropy(input, target, reduction="none", label_smoothing=self.label_smoothing)
-        return reduced(entropy - self.epsilon * torch.expm1(_log_p(input, target)), reduction)
+        return reduced(entropy - self.epsilon * torch.expm1(log_probability(input, target)), reduction)
 
 
-class GeneralizedCrossEntropy(Loss):
+class GeneralizedCrossEntropy(ClassLoss):
     """`(1 - p_y^q) / q`, `p = softmax(x)`: between cross-entropy (q = 0) and the mean absolute error (q = 1),
     which noisy labels harm less (Zhang & Sabuncu 2018, arXiv:1805.07836).
 
@@ -62,14 +69,11 @@ class GeneralizedCrossEntropy(Loss):
         super().__init__(reduction)
         self.q = q
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return reduced(-torch.expm1(self.q * _log_p(input, target)) / self.q, reduction)
+        return reduced(-torch.expm1(self.q * log_probability(input, target)) / self.q, reduction)
 
 
-class BiTempered(Loss):
+class BiTempered(ClassLoss):
     """The logistic loss with a bounded logarithm and a heavy-tailed softmax (Amid et al. 2019, arXiv:1906.03361).
 
     `sum_c y_c (log_t1 y_c - log_t1 p_c) - (y_c^(2 - t1) - p_c^(2 - t1)) / (2 - t1)`, with
@@ -92,18 +96,15 @@ class BiTempered(Loss):
         super().__init__(reduction)
         self.t1, self.t2, self.iterations = t1, t2, iterations
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         p = _tempered_softmax(input, self.t2, self.iterations)
-        y = F.one_hot(target, input.shape[1]).movedim(-1, 1).to(p.dtype)
+        y = one_hot(target, input)
         power = 2 - self.t1
         fit = y * (_log_t(y.clamp_min(torch.finfo(p.dtype).tiny), self.t1) - _log_t(p, self.t1))
         return reduced((fit - (y**power - p**power) / power).sum(1), reduction)
 
 
-class LDAM(Loss):
+class LDAM(ClassLoss):
     """Cross-entropy with a margin for each class, larger for rare ones (Cao et al. 2019, arXiv:1906.07413).
 
     `-log softmax(scale z)_y`, `z_y = x_y - m_y`, other `z_c = x_c`, `m_c = max_margin (min_k n_k / n_c)^(1/4)`.
@@ -138,15 +139,12 @@ class LDAM(Loss):
         self.max_margin, self.scale = max_margin, scale
         self.weight = ClassWeights(weight, "loss.weight")
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def counts(self, input: Tensor, target: Tensor) -> Tensor | None:
         return self.weight.of(input, target, -100)
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         margins = self.margins(input, input.shape[1])
-        is_target = F.one_hot(target, input.shape[1]).movedim(-1, 1).to(input.dtype)
+        is_target = one_hot(target, input)
         each = self.max_margin if margins is None else margins[target].unsqueeze(1)
         weight = self.weight(input, input.shape[1])
         return F.cross_entropy(
@@ -188,7 +186,7 @@ class Asymmetric(Loss):
         return reduced(target * wanted + (1 - target) * unwanted, reduction)
 
 
-class AsymmetricSingleLabel(Loss):
+class AsymmetricSingleLabel(ClassLoss):
     """`-sum_c y_c |y_c - p_c|^g_c log p_c`, with smoothed targets and other powers for the target's class and the
     rest, `p = softmax(x)` (Ridnik et al. 2020, arXiv:2009.14119).
 
@@ -217,19 +215,16 @@ class AsymmetricSingleLabel(Loss):
         super().__init__(reduction)
         self.gamma_pos, self.gamma_neg, self.label_smoothing = gamma_pos, gamma_neg, label_smoothing
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         log_p = input.log_softmax(1)
-        y = F.one_hot(target, input.shape[1]).movedim(-1, 1).to(log_p.dtype)
+        y = one_hot(target, input)
         away = (y - log_p.exp()).abs().clamp_min(torch.finfo(log_p.dtype).eps)
         gammas = y * self.gamma_pos + (1 - y) * self.gamma_neg
         smooth = y * (1 - self.label_smoothing) + self.label_smoothing / input.shape[1]
         return reduced(-(smooth * away**gammas * log_p).sum(1), reduction)
 
 
-class FocalCosine(Loss):
+class FocalCosine(ClassLoss):
     """`1 - x_y / |x| + focal_weight (1 - p_y)^gamma (-log p_y)`, `p = softmax(x / |x|)`, for few instances
     (Barz & Denzler 2019, arXiv:1901.09054, with a focal term).
 
@@ -251,18 +246,15 @@ class FocalCosine(Loss):
         super().__init__(reduction)
         self.gamma, self.focal_weight = gamma, focal_weight
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         unit = F.normalize(input, dim=1)
-        log_p = _log_p(unit, target)
-        cosine = 1 - unit.gather(1, target.unsqueeze(1)).squeeze(1)
-        rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
-        return reduced(cosine - self.focal_weight * rest**self.gamma * log_p, reduction)
+        log_p = log_probability(unit, target)
+        return reduced(
+            1 - of_target(unit, target) + self.focal_weight * focused(log_p, self.gamma), reduction
+        )
 
 
-class SparsemaxLoss(Loss):
+class SparsemaxLoss(ClassLoss):
     """The convex loss whose gradient is `sparsemax(x) - y` (Martins & Astudillo 2016,
     arXiv:1602.02068).
 
@@ -276,9 +268,6 @@ class SparsemaxLoss(Loss):
     tensor(0.2500)
     """
 
-    def check(self, input: Tensor, target: Tensor) -> None:
-        check_classes(self, input, target, soft=False)
-
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # The scores only matter up to a constant; without it the squares are small.
         x = input - input.amax(1, keepdim=True)
@@ -290,7 +279,7 @@ class SparsemaxLoss(Loss):
         size = inside.sum(1, keepdim=True)
         tau = (total.gather(1, size - 1) - 1) / size
         squares = ((x.square() - tau.square()) * (x > tau)).sum(1)
-        return reduced((squares + 1) / 2 - x.gather(1, target.unsqueeze(1)).squeeze(1), reduction)
+        return reduced((squares + 1) / 2 - of_target(x, target), reduction)
 
 
 class GeneralizedKL(Loss):
@@ -338,13 +327,7 @@ class SoftF1(Loss):
     def _weighted(self, input: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         if sample_weight is None:
             return self.values(input, target, self.reduction)
-        if sample_weight.shape != input.shape[:1]:
-            raise ValueError(
-                f"SoftF1: sample_weight {tuple(sample_weight.shape)} must have one number for each of the"
-                f" {len(input)} instances"
-            )
-        weight = sample_weight.to(input.dtype).view(-1, *[1] * (input.ndim - 1)).expand_as(input)
-        return self._score(input, target, weight, self.reduction)
+        return self._score(input, target, spread(sample_weight, input, "SoftF1"), self.reduction)
 
     def _score(self, input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
         p = input.sigmoid()
@@ -353,10 +336,6 @@ class SoftF1(Loss):
         square = self.beta**2
         whole = (1 + square) * hits + square * misses + false
         return reduced(1 - (1 + square) * hits / whole.clamp_min(torch.finfo(p.dtype).tiny), reduction)
-
-
-def _log_p(input: Tensor, target: Tensor) -> Tensor:
-    return -F.nll_loss(input.log_softmax(1), target, reduction="none")
 
 
 def _log_t(u: Tensor, t: float) -> Tensor:

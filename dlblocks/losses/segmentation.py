@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dlblocks.losses.base import Loss, check_classes, reduced
+from dlblocks.losses.base import Loss, check_classes, one_hot, reduced
 
 
 class RegionLoss(Loss):
@@ -27,7 +26,7 @@ class RegionLoss(Loss):
         if target.shape == input.shape:
             shape = (input.shape[0], 1 if input.ndim == 2 else input.shape[1], -1)
             return input.sigmoid().reshape(shape), target.reshape(shape)
-        mask = F.one_hot(target, input.shape[1]).movedim(-1, 1).to(input.dtype)
+        mask = one_hot(target, input)
         return input.softmax(1).flatten(2), mask.flatten(2)
 
 
