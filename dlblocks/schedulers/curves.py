@@ -7,6 +7,7 @@ a run resumed with another total follows the new curve from there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ from dlblocks.errors import UserError
 
 def constant(optimizer: Optimizer) -> LambdaLR:
     """f(t) = 1."""
-    return LambdaLR(optimizer, partial(_warmup_cosine, total=1, warmup=0, start=1.0, floor=1.0))
+    return LambdaLR(optimizer, level)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, min_lr_ratio: float = 0.0) -> LambdaLR:
@@ -25,9 +26,7 @@ def cosine(optimizer: Optimizer, total_steps: int, min_lr_ratio: float = 0.0) ->
 
     Source: Loshchilov & Hutter 2016, arXiv:1608.03983, without restarts.
     """
-    return LambdaLR(
-        optimizer, partial(_warmup_cosine, total=total_steps, warmup=0, start=1.0, floor=min_lr_ratio)
-    )
+    return LambdaLR(optimizer, partial(half_cosine, total=total_steps, floor=min_lr_ratio))
 
 
 def linear_warmup(
@@ -40,10 +39,7 @@ def linear_warmup(
     Raises:
         UserError: `warmup` is neither below 1 nor whole.
     """
-    steps = warmup_steps(warmup, total_steps)
-    return LambdaLR(
-        optimizer, partial(_warmup_cosine, total=total_steps, warmup=steps, start=start_factor, floor=1.0)
-    )
+    return warmed(optimizer, total_steps, warmup, start_factor, level)
 
 
 def warmup_cosine(
@@ -61,11 +57,8 @@ def warmup_cosine(
     Raises:
         UserError: `warmup` is neither below 1 nor whole.
     """
-    steps = warmup_steps(warmup, total_steps)
-    return LambdaLR(
-        optimizer,
-        partial(_warmup_cosine, total=total_steps, warmup=steps, start=start_factor, floor=min_lr_ratio),
-    )
+    fall = partial(half_cosine, floor=min_lr_ratio)
+    return warmed(optimizer, total_steps, warmup, start_factor, fall)
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -86,9 +79,26 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
     return int(warmup)
 
 
-def _warmup_cosine(t: int, *, total: int, warmup: int, start: float, floor: float) -> float:
+def warmed(
+    optimizer: Optimizer, total_steps: int, warmup: float, start: float, fall: Callable[..., float]
+) -> LambdaLR:
+    """A straight rise, then `fall` over what is left of the run."""
+    steps = warmup_steps(warmup, total_steps)
+    return LambdaLR(optimizer, partial(_warmed, total=total_steps, warmup=steps, start=start, fall=fall))
+
+
+def half_cosine(t: float, *, total: float, floor: float) -> float:
+    """From 1 down to the floor, where it stays."""
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(t / total, 1.0))) / 2
+
+
+def level(t: int, *, total: int = 1) -> float:  # noqa: ARG001
+    """1 at any time."""
+    return 1.0
+
+
+def _warmed(t: int, *, total: int, warmup: int, start: float, fall: Callable[..., float]) -> float:
     t = min(t, total)
     if t < warmup:
         return start + (1 - start) * t / warmup
-    progress = (t - warmup) / max(total - warmup, 1)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+    return fall(t - warmup, total=max(total - warmup, 1))

@@ -6,13 +6,12 @@ T is the number of steps of the whole run, p = min(t / T, 1), r = `min_lr_ratio`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dlblocks.schedulers.curves import warmup_steps
+from dlblocks.schedulers.curves import half_cosine, warmed, warmup_steps
 
 
 def polynomial(
@@ -38,7 +37,7 @@ def warmup_polynomial(
         UserError: `warmup` is neither below 1 nor whole.
     """
     fall = partial(_polynomial, power=power, floor=min_lr_ratio)
-    return _warmed(optimizer, total_steps, warmup, start_factor, fall)
+    return warmed(optimizer, total_steps, warmup, start_factor, fall)
 
 
 def warmup_exponential(
@@ -53,7 +52,7 @@ def warmup_exponential(
     Raises:
         UserError: `warmup` is neither below 1 nor whole.
     """
-    return _warmed(optimizer, total_steps, warmup, start_factor, partial(_exponential, end=final_factor))
+    return warmed(optimizer, total_steps, warmup, start_factor, partial(_exponential, end=final_factor))
 
 
 def tanh(
@@ -114,27 +113,6 @@ def rex(optimizer: Optimizer, total_steps: int, min_lr_ratio: float = 0.0) -> La
     return LambdaLR(optimizer, partial(_rex, total=total_steps, floor=min_lr_ratio))
 
 
-def _warmed(
-    optimizer: Optimizer,
-    total_steps: int,
-    warmup: float,
-    start: float,
-    fall: Callable[..., float],
-) -> LambdaLR:
-    """A straight rise, then `fall` over what is left of the run."""
-    steps = warmup_steps(warmup, total_steps)
-    return LambdaLR(
-        optimizer, partial(_warmed_factor, total=total_steps, warmup=steps, start=start, fall=fall)
-    )
-
-
-def _warmed_factor(t: int, *, total: int, warmup: int, start: float, fall: Callable[..., float]) -> float:
-    t = min(t, total)
-    if t < warmup:
-        return start + (1 - start) * t / warmup
-    return fall(t - warmup, total=max(total - warmup, 1))
-
-
 def _exponential(t: int, *, total: int, end: float) -> float:
     return math.pow(end, min(t / total, 1.0))
 
@@ -164,8 +142,7 @@ def _warmup_stable_decay(t: int, *, total: int, warmup: int, decay: float, floor
 
 
 def _flat_cosine(t: int, *, total: int, start: float, floor: float) -> float:
-    progress = max(min(t / total, 1.0) - start, 0.0) / (1 - start)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+    return half_cosine(max(t / total - start, 0.0), total=1 - start, floor=floor)
 
 
 def _rex(t: int, *, total: int, floor: float) -> float:
