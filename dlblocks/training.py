@@ -19,6 +19,7 @@ from torch import nn
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
 from dlblocks.history import History
+from dlblocks.models.probing import probed
 from dlblocks.module import LitModule
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically
@@ -170,17 +171,13 @@ def _normalises_single_values(module: LitModule) -> bool:
         layer.register_forward_pre_hook(lambda _, inputs: single.append(inputs[0][:, 0].numel() == 1))
         for layer in layers
     ]
-    modes = [(part, part.training) for part in module.net.modules()]
     try:
-        module.net.eval()
-        with torch.no_grad():
+        with probed(module.net):
             if layers:
                 module.net(torch.zeros(1, *module.hparams["input_shape"]))
     finally:
         for hook in hooks:
             hook.remove()
-        for part, training in modes:
-            part.training = training
     return any(single)
 
 

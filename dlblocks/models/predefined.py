@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
+from dlblocks.models.probing import probed
 from dlblocks.registry import Spec, name_of
 from dlblocks.surgery import replace_activations
 
@@ -146,10 +147,8 @@ def _fitted(
 
 def _try(net: nn.Module, input_shape: Sequence[int], outputs: int, name: str) -> None:
     """Once on pictures of zeros: what is too small for the model is told now, not in training."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with probed(net), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             got = net(torch.zeros(2, *input_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -158,9 +157,6 @@ def _try(net: nn.Module, input_shape: Sequence[int], outputs: int, name: str) ->
         raise UserError(
             f"model.name={name}: can't take pictures of {shape} ({reason}). Set model.image_size, such as 224."
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if getattr(got, "shape", None) != (2, outputs):
         raise UserError(
             f"model.name={name}: gives no single number for each output, so it can't be trained here."
