@@ -35,7 +35,7 @@ class Sum(nn.Module):
         self.terms = nn.ModuleDict()
         for term in terms_of(terms):
             name = term.block.name
-            params = {param.name: param.default for param in term.block.params} | dict(term.params)
+            params = dict(term.params)
             if reduction != "mean":  # the mean of a term is what it calls its own
                 params["reduction"] = reduction
             self.terms[name] = term.block.load()(**params)

@@ -9,14 +9,14 @@ from typing import Any
 
 from dlblocks.errors import UserError
 from dlblocks.records import Block, shown
-from dlblocks.registry import parse
+from dlblocks.registry import parse, parse_whole
 
 SUM = "sum"
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term: its block with checked parameters, and its weight."""
+    """One term: its block with every parameter, and its weight."""
 
     block: Block
     weight: float
@@ -42,7 +42,7 @@ def terms_of(terms: Any, where: str = "loss") -> list[Term]:
             raise UserError(
                 f"{place}={shown(weight)}: must be a number, its weight, or {{weight: ..., parameters}}."
             )
-        block, params = parse("loss", {"name": str(name), **spec}, place)
+        block, params = parse_whole("loss", {"name": str(name), **spec}, {}, place)
         if block.name == SUM:
             raise UserError(f"{place}: a sum has no sums as terms; write its terms here.")
         if "arguments" in block.tags:

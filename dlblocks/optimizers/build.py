@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlblocks.errors import UserError
-from dlblocks.optimizers.groups import decay_groups, matrix_groups
+from dlblocks.optimizers.groups import decay_groups, matrix_groups, tensor_of
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION
 from dlblocks.records import Block
 from dlblocks.registry import Spec, parse, parse_whole
@@ -114,7 +114,7 @@ def _tensors(groups: Iterable[Any]) -> Iterator[Tensor]:
         if isinstance(item, Mapping):
             yield from _tensors(item["params"])
         else:
-            yield item[1] if isinstance(item, tuple) else item
+            yield tensor_of(item)
 
 
 def _check_together(params: Mapping[str, Any], where: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS
+from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, MOMENTS, decay, lr
 from dlblocks.records import Block, Param
 
 PACKAGE = "pytorch-optimizer>=4.1"
@@ -56,23 +56,20 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_WEIGHT_DECAY = Param("weight_decay", 0.0, "float", "strength of the decay of the weights", "[0, inf)")
-_RATE = "decay rate of the average of g"
-
 # What a parameter of this name means in every optimiser that has it, unless its entry says otherwise.
 _SHARED = {
     param.name: param
     for param in (
-        Param("lr", 1e-3, "float", "learning rate", "(0, inf)"),
-        Param("betas", (0.9, 0.999), "floats", "decay rates of the averages of g and of g^2", "[0, 1)"),
-        Param("beta", 0.9, "float", _RATE, "[0, 1)"),
+        lr(1e-3),
+        MOMENTS,
+        Param("beta", 0.9, "float", "decay rate of the average of g", "[0, 1)"),
         Param("momentum", 0.9, "float", "share of the last step that is kept", "[0, 1)"),
         Param("dampening", 0.0, "float", "share of g that does not enter the momentum", "[0, 1]"),
         Param("nesterov", False, "bool", "look ahead along the momentum"),
         Param("eps", 1e-8, "float", "added to the denominator", "[0, inf)"),
         Param("eps1", 1e-30, "float", "added to g^2", "[0, inf)"),
         Param("eps2", 1e-3, "float", "added to the denominator", "[0, inf)"),
-        _WEIGHT_DECAY,
+        decay(),
         Param("weight_decouple", True, "bool", "decay beside the update, as in AdamW, not through g"),
         Param("fixed_decay", False, "bool", "decoupled decay is not multiplied by lr"),
         Param("ams_bound", False, "bool", "divide by the largest average of g^2 so far (arXiv:1904.09237)"),
@@ -163,7 +160,7 @@ _SECOND_ORDER = {"second_order": True}
 # The weights to judge are not those that get the gradient: the optimizer has to be told which are wanted.
 _SWITCHED = {"switches": True}
 
-_HUTCHINSON = (Param("num_samples", 1, "int", "random vectors for an estimate", "[1, inf)"),)
+_NUM_SAMPLES = Param("num_samples", 1, "int", "random vectors for an estimate", "[1, inf)")
 _CONSTRAINT = Param("constraint", False, "bool", "keep theta within the radius, instead of decay")
 _NORM_TYPE = Param(
     "norm_type",
@@ -576,7 +573,7 @@ BLOCKS: tuple[Block, ...] = (
     # By the diagonal of the Hessian, from random products with it.
     _entry("adahessian", "AdaHessian", "Adam with the Hessian's diagonal in place of the gradient's square.",
            "Yao et al. 2020, arXiv:2006.00719",
-           Param("hessian_power", 1.0, "float", "power of the diagonal", "[0, 1]"), *_HUTCHINSON,
+           Param("hessian_power", 1.0, "float", "power of the diagonal", "[0, 1]"), _NUM_SAMPLES,
            Param("hessian_distribution", "rademacher", "str", "of the random vectors", choices=("rademacher", "gaussian")),
            Param("update_period", 1, "int", "steps between two estimates", "[1, inf)"),
            **_like_adam(lr=0.1, eps=1e-16), tags=_SECOND_ORDER,
@@ -584,7 +581,7 @@ BLOCKS: tuple[Block, ...] = (
            formula="theta -= lr * (m_t / (1 - beta_1^t)) / (sqrt(D_t / (1 - beta_2^t))^hessian_power + eps),"
            " D the average of the squared diagonal"),
     _entry("sophia", "SophiaH", "Momentum over the Hessian's diagonal, clipped.", "Liu et al. 2023, arXiv:2305.14342",
-           Param("p", 0.01, "float", "largest entry of the update", "(0, inf)"), *_HUTCHINSON,
+           Param("p", 0.01, "float", "largest entry of the update", "(0, inf)"), _NUM_SAMPLES,
            Param("hessian_distribution", "gaussian", "str", "of the random vectors", choices=("rademacher", "gaussian")),
            Param("update_period", 10, "int", "steps between two estimates", "[1, inf)"),
            **_like_adam(lr=0.06, betas=(0.96, 0.99), eps=1e-12), aliases=("sophiah",), tags=_SECOND_ORDER),

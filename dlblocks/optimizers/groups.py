@@ -74,12 +74,13 @@ def matrix_groups(params_or_groups: Iterable[Any], flag: str) -> list[dict[str, 
             parted.append(group)
             continue
         for wanted in (True, False):
-            members = [item for item in group["params"] if (_tensor(item).ndim >= 2) == wanted]
+            members = [item for item in group["params"] if (tensor_of(item).ndim >= 2) == wanted]
             if members:
                 parted.append({**group, "params": members, flag: wanted})
     return parted
 
 
-def _tensor(item: Any) -> Tensor:
+def tensor_of(item: Any) -> Tensor:
+    """A parameter, also of a `(name, parameter)` pair."""
     tensor: Tensor = item[1] if isinstance(item, tuple) else item
     return tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlblocks.optimizers.base import Group, State, TensorOptimizer, adam_direction
+from dlblocks.optimizers.base import Group, State, TensorOptimizer, adam_direction, decayed
 
 
 class Lamb(TensorOptimizer):
@@ -82,7 +82,7 @@ class Larc(TensorOptimizer):
         ratio = group["trust_coefficient"] * weights
         ratio = ratio / (gradient + group["weight_decay"] * weights + group["eps"])
         ratio = torch.where((weights > 0) & (gradient > 0), ratio / group["lr"], 1.0).clamp(max=1.0)
-        step = (g + group["weight_decay"] * theta).mul_(ratio)
+        step = decayed(theta, g, group) * ratio
         if group["momentum"]:
             buffer = state.get("momentum_buffer")
             step = step if buffer is None else buffer.mul_(group["momentum"]).add_(step)
