@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError
 from dlblocks.registry import Spec, build, name_of, parse, parse_whole
+from dlblocks.rules import split
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,10 +52,9 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
         return ready
     import functools
 
-    if isinstance(spec, Mapping) and "rules" in spec:
-        if spec["rules"]:
-            raise UserError(f"{where or 'init'}.rules: need the names of a model: use dlblocks.initialize.")
-        spec = {key: value for key, value in spec.items() if key != "rules"}
+    spec, rules = split(spec, where or "init")
+    if rules:
+        raise UserError(f"{where or 'init'}.rules: need the names of a model: use dlblocks.initialize.")
     block, full = parse_whole("initializer", spec, params, where)
     return functools.partial(block.load(), **full)
 

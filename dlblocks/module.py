@@ -16,10 +16,10 @@ from torchmetrics import MetricCollection, SumMetric
 from dlblocks import factory, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
-from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.losses.terms import contract
 from dlblocks.optimizers.build import optimizer as build_optimizer
 from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
+from dlblocks.rules import spell_out_with_rules
 from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 

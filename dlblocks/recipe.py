@@ -8,10 +8,10 @@ from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.factory import FOLLOWS
-from dlblocks.initializers.rules import spell_out_with_rules
 from dlblocks.losses.terms import contract
 from dlblocks.records import Block, Param
 from dlblocks.registry import REGISTRY, spell_out
+from dlblocks.rules import spell_out_with_rules
 from dlblocks.tasks import HEADS, TASKS
 
 REGIMES = ("gd", "sgd", "minibatch")

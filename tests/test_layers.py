@@ -16,7 +16,7 @@ LAYERS = [
     ("errors",),
     ("records",),
     ("registry",),
-    ("seeds", "activations", "losses"),
+    ("seeds", "activations", "losses", "rules"),
     ("factory", "calls"),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),

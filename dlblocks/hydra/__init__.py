@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlblocks.rules import KEY
+
 # Config group -> kind of block whose names are its options.
 GROUPS = {
     "activation": "activation",
@@ -18,7 +20,7 @@ GROUPS = {
     "scheduler": "scheduler",
 }
 # What a group has beside the parameters of its blocks.
-BESIDE: dict[str, dict[str, Any]] = {"init": {"rules": None}}
+BESIDE: dict[str, dict[str, Any]] = {"init": {KEY: None}}
 
 
 def register() -> None:

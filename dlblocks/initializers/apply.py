@@ -12,8 +12,8 @@ from dlblocks.errors import UserError
 from dlblocks.factory import initializer
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
 from dlblocks.initializers.plain import default
-from dlblocks.initializers.rules import assign, split
 from dlblocks.registry import REGISTRY, Spec, name_of, parse
+from dlblocks.rules import assign, split
 
 KNOWN = (
     "Linear, Bilinear, convolutions and their transposes, MultiheadAttention, RNN, LSTM, GRU and their cells"

@@ -10,7 +10,7 @@ from torch import nn
 
 import dlblocks
 from dlblocks.errors import UserError
-from dlblocks.initializers.rules import spell_out_with_rules
+from dlblocks.rules import spell_out_with_rules
 
 
 class Net(nn.Module):

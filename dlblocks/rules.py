@@ -38,7 +38,9 @@ def spell_out_with_rules(init: str | Mapping[str, Any], where: str = "init") -> 
     """As `registry.spell_out`, with the rules spelled out too; None where there are none."""
     alone, rules = split(init, where)
     spelled = {
-        pattern: spell_out("initializer", spec, f"{where}.{KEY}.{pattern}") if _named(spec) else spec
+        pattern: spell_out("initializer", spec, f"{where}.{KEY}.{pattern}")
+        if isinstance(spec, (str, Mapping))
+        else spec
         for pattern, spec in rules.items()
     }
     return {**spell_out("initializer", alone, where), KEY: spelled or None}
@@ -75,7 +77,3 @@ def assign(
             )
         assigned.update(dict.fromkeys(left, pattern))
     return assigned
-
-
-def _named(spec: Spec) -> bool:
-    return isinstance(spec, (str, Mapping))
