@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlblocks.losses.terms import terms_of
+from dlblocks.losses.terms import shared, terms_of
 
 
 class Sum(nn.Module):
@@ -33,7 +33,9 @@ class Sum(nn.Module):
         self.reduction = reduction
         self.weights: dict[str, float] = {}
         self.terms = nn.ModuleDict()
-        for term in terms_of(terms):
+        checked = terms_of(terms)
+        shared(checked)
+        for term in checked:
             name = term.block.name
             params = dict(term.params)
             if reduction != "mean":  # the mean of a term is what it calls its own

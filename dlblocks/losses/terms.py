@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -27,13 +27,14 @@ def terms_of(terms: Any, where: str = "loss") -> list[Term]:
     """The terms of `{name: weight}` or `{name: {weight: ..., params}}`, checked.
 
     Raises:
-        UserError: no term, an unknown one, a weight that is no number, or a sum of sums.
+        UserError: no term, an unknown one, one that is there twice, a weight that is no number, or a sum
+            of sums.
     """
     if not isinstance(terms, Mapping) or not terms:
         raise UserError(
             f"{where}.terms={shown(terms)}: must be a mapping of losses to weights, such as {{mse: 1.0, mae: 0.1}}."
         )
-    checked = []
+    checked: list[Term] = []
     for name, given in terms.items():
         place = f"{where}.terms.{name}"
         spec = dict(given) if isinstance(given, Mapping) else {"weight": given}
@@ -49,6 +50,8 @@ def terms_of(terms: Any, where: str = "loss") -> list[Term]:
             raise UserError(
                 f"{place}: is called with {', '.join(block.tags['arguments'])}, not with an input and a target."
             )
+        if any(term.block.name == block.name for term in checked):
+            raise UserError(f"{place}: is {block.name}, which is a term already; give it one weight.")
         checked.append(Term(block, float(weight), params))
     return checked
 
@@ -62,7 +65,15 @@ def contract(spec: str | Mapping[str, Any], where: str = "loss") -> Mapping[str,
     block, params = parse("loss", spec, where)
     if block.name != SUM:
         return block.tags
-    terms = terms_of(params.get("terms"), where)
+    return shared(terms_of(params.get("terms"), where), where)
+
+
+def shared(terms: Sequence[Term], where: str = "loss") -> Mapping[str, Any]:
+    """The tags that the terms of a sum share.
+
+    Raises:
+        UserError: they expect different things, or serve no task together.
+    """
     tags = dict(terms[0].block.tags)
     for term in terms[1:]:
         other = term.block.tags

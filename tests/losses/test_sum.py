@@ -54,6 +54,7 @@ def test_values_of_two_shapes_make_no_sum() -> None:
         ({"mse": float("nan")}, r"loss\.terms\.mse=nan: must be a number"),
         ({"huber": {"delta": -1}}, r"loss\.terms\.huber\.delta=-1: must be a number in \(0, inf\)"),
         ({"huber": {"detla": 1}}, r"loss\.terms\.huber\.detla: .* Did you mean 'delta'"),
+        ({"mae": 1, "l1": 2}, r"loss\.terms\.l1: is mae, which is a term already"),
         ({"sum": 1}, r"loss\.terms\.sum: a sum has no sums as terms"),
         ({"triplet": 1}, r"loss\.terms\.triplet: is called with anchor, positive, negative"),
         ({"mse": 1, "bce": 1}, r"loss\.terms\.bce: takes logits as input, mse takes values"),
@@ -66,6 +67,11 @@ def test_one_message(terms: Any, message: str) -> None:
         contract({"name": "sum", "terms": terms})
     with pytest.raises(UserError, match=message):
         check(dlblocks.compose() | {"loss": {"name": "sum", "terms": terms, "reduction": "mean"}})
+
+
+def test_terms_that_do_not_agree_are_refused_in_python_too() -> None:
+    with pytest.raises(UserError, match=r"loss\.terms\.bce: takes logits as input, mse takes values"):
+        dlblocks.loss("sum", terms={"mse": 1, "bce": 1})
 
 
 def test_what_it_expects_is_what_its_terms_share() -> None:
