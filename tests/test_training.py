@@ -27,6 +27,7 @@ def run(folder: Path, *overrides: str) -> dlblocks.Result:
         (["data=digits", "model=convnet", "trainer.max_epochs=8"], "test/accuracy", 0.96),
         (["data=breast_cancer"], "test/accuracy", 0.93),
         (["data=breast_cancer", "head=softmax"], "test/accuracy", 0.93),
+        (["data=wine"], "test/accuracy", 0.9),
         (["data=diabetes", "model.width=32"], "test/r2", 0.35),
         (["experiment=convnet_pairs", "trainer.max_epochs=12"], "test/f1", 0.8),
     ],

@@ -26,6 +26,15 @@ BLOCKS: tuple[Block, ...] = (
     ),
     Block(
         kind="dataset",
+        name="wine",
+        target="dlblocks.data.embedded:wine",
+        summary="178 wines, 13 measurements of a chemical analysis; which of three growers made it.",
+        shape="x (178, 13), y (178,)",
+        source="scikit-learn load_wine; Aeberhard & Forina 1991 (UCI, wine)",
+        tags={"task": "multiclass"},
+    ),
+    Block(
+        kind="dataset",
         name="diabetes",
         target="dlblocks.data.embedded:diabetes",
         summary="442 patients, 10 measurements; progression of the disease one year later, from 25 to 346.",

@@ -33,6 +33,19 @@ def breast_cancer() -> Table:
     )
 
 
+def wine() -> Table:
+    """Wines of three growers: x `(178, 13)`, of a chemical analysis; y `(178,)`, three classes."""
+    data = datasets.load_wine()
+    return Table.from_arrays(
+        data.data,
+        data.target,
+        "multiclass",
+        classes=[str(name) for name in data.target_names],
+        features=[str(name) for name in data.feature_names],
+        name="wine",
+    )
+
+
 def diabetes() -> Table:
     """Patients: x `(442, 10)` in the units they were measured in; y `(442, 1)`, progression in a year."""
     data = datasets.load_diabetes(scaled=False)

@@ -42,6 +42,7 @@ def test_catalogue_imports_no_torch() -> None:
     [
         ("digits", datasets.load_digits),
         ("breast_cancer", datasets.load_breast_cancer),
+        ("wine", datasets.load_wine),
         ("diabetes", lambda: datasets.load_diabetes(scaled=False)),
     ],
 )

@@ -34,6 +34,7 @@ def ready(dataset: Any, batch_size: Any = 32, **about: Any) -> TableDataModule:
     [
         ("digits", "multiclass", (1, 8, 8), 10),
         ("breast_cancer", "binary", (30,), 2),
+        ("wine", "multiclass", (13,), 3),
         ("diabetes", "regression", (10,), 1),
         ("digit_pairs", "multilabel", (1, 12, 16), 10),
     ],
