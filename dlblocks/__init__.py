@@ -1,7 +1,7 @@
 """Pluggable deep-learning blocks for PyTorch Lightning.
 
 Blocks by name (`activation`, `initializer`, `loss`, `optimizer`, `scheduler`, `model`), the registry
-(`names`, `describe`, `register`), and whole runs (`compose`, `train`). Nothing here imports torch
+(`names`, `describe`, `register`), and whole runs (`compose`, `find_lr`, `train`). Nothing here imports torch
 until a block is built.
 """
 
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from dlblocks.schedulers.build import scheduler
     from dlblocks.surgery import replace_activations
     from dlblocks.training import train
+    from dlblocks.tuning.choice import LearningRateChoice
+    from dlblocks.tuning.learning_rate import LearningRateFinder, find_lr
 
 # Public name -> the module that holds it.
 _HOMES = {
     "Block": "dlblocks.records",
+    "LearningRateChoice": "dlblocks.tuning.choice",
+    "LearningRateFinder": "dlblocks.tuning.learning_rate",
     "LitModule": "dlblocks.module",
     "Param": "dlblocks.records",
     "Result": "dlblocks.results",
@@ -36,6 +40,7 @@ _HOMES = {
     "activation": "dlblocks.factory",
     "compose": "dlblocks.hydra.compose",
     "describe": "dlblocks.registry",
+    "find_lr": "dlblocks.tuning.learning_rate",
     "initialize": "dlblocks.initializers.apply",
     "initializer": "dlblocks.factory",
     "loss": "dlblocks.factory",
@@ -50,6 +55,8 @@ _HOMES = {
 
 __all__ = [
     "Block",
+    "LearningRateChoice",
+    "LearningRateFinder",
     "LitModule",
     "Param",
     "Result",
@@ -58,6 +65,7 @@ __all__ = [
     "activation",
     "compose",
     "describe",
+    "find_lr",
     "initialize",
     "initializer",
     "loss",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -128,8 +128,26 @@ class LitModule(L.LightningModule):
         named = isinstance(given["optimizer"], dict)
         block = REGISTRY.get("optimizer", name_of(given["optimizer"])) if named else None
         self._second_order = bool(block and block.tags.get("second_order"))
-        self._meters = {s: _Meter(s, self.task.metrics(f"{s}/"), self._prediction) for s in SPLITS}
+        self._meters = {s: _Meter(s, self.task, self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the optimizer is built with, where finders look for it.
+
+        Raises:
+            AttributeError: the optimizer is a ready object, or its entry has no `lr`.
+        """
+        spec = self._recipe["optimizer"]
+        if not isinstance(spec, dict) or "lr" not in spec:
+            raise AttributeError("lr")
+        rate: float = spec["lr"]
+        return rate
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._recipe["optimizer"] = {**self._recipe["optimizer"], "lr": value}
+        self.hparams["optimizer"] = self._recipe["optimizer"]
 
     def _build_net(self, input_shape: tuple[int, ...], seed: int) -> nn.Module:
         recipe = self._recipe
@@ -199,8 +217,8 @@ class LitModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._check_finite()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("val", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._end("val")
@@ -263,9 +281,10 @@ class LitModule(L.LightningModule):
         prediction = self.task.predict(output, self._expects)
         return prediction * self.target_std + self.target_mean if self._scaled else prediction
 
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> Tensor:
         loss, output = self._loss(batch)
         self._meters[split].add(batch_idx, loss, output, batch[1])
+        return loss
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook it calls, some 40 times a step; `nn.Module` looks at each
@@ -303,6 +322,14 @@ class LitModule(L.LightningModule):
 LitModule.training_step.__signature__ = inspect.signature(LitModule.training_step)  # type: ignore[attr-defined]
 
 
+class _Metrics(NamedTuple):
+    """The sum of the losses, the number of instances, and the task's metrics."""
+
+    total: SumMetric
+    count: SumMetric
+    of_task: MetricCollection
+
+
 class _Meter:
     """The mean loss and the metrics of one split.
 
@@ -313,13 +340,12 @@ class _Meter:
     # Rows gathered before an update (about), so that a long epoch does not fill the memory.
     LIMIT = 8192
 
-    def __init__(self, split: str, metrics: MetricCollection, predict: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, split: str, task: tasks.Task, predict: Callable[[Tensor], Tensor]) -> None:
         self.split = split
-        self.metrics = metrics
-        # Not MeanMetric: told to let NaN through, torchmetrics 1.9 drops the weights.
-        self.total = SumMetric(nan_strategy="disable")
-        self.count = SumMetric(nan_strategy="disable")
+        self._task = task
         self._predict = predict
+        # Made at the first update: most of what a copy of an untrained module costs would be these.
+        self._metrics: _Metrics | None = None
         self._last: int | None = None
         self._losses: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -339,21 +365,34 @@ class _Meter:
     def compute(self) -> dict[str, Tensor]:
         """The values since the last call, over all processes."""
         self._update()
-        values = {f"{self.split}/loss": self.total.compute() / self.count.compute(), **self.metrics.compute()}
-        for metric in (self.total, self.count, self.metrics):
+        metrics = self._made()
+        mean = metrics.total.compute() / metrics.count.compute()
+        values = {f"{self.split}/loss": mean, **metrics.of_task.compute()}
+        for metric in (metrics.total, metrics.count, metrics.of_task):
             metric.reset()
         self._last = None
         return values
 
+    def _made(self) -> _Metrics:
+        if self._metrics is None:
+            # Not MeanMetric: told to let NaN through, torchmetrics 1.9 drops the weights.
+            self._metrics = _Metrics(
+                total=SumMetric(nan_strategy="disable"),
+                count=SumMetric(nan_strategy="disable"),
+                of_task=self._task.metrics(f"{self.split}/"),
+            )
+        return self._metrics
+
     def _update(self) -> None:
         if self._losses:
             device = self._losses[0].device
-            for metric in (self.total, self.count, self.metrics):
+            metrics = self._made()
+            for metric in (metrics.total, metrics.count, metrics.of_task):
                 metric.to(device)
             sizes = torch.tensor([len(y) for y in self._targets], device=device)
-            self.total.update(torch.stack(self._losses) * sizes)
-            self.count.update(sizes)
-            self.metrics.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
+            metrics.total.update(torch.stack(self._losses) * sizes)
+            metrics.count.update(sizes)
+            metrics.of_task.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
             self._losses, self._outputs, self._targets = [], [], []
 
 

@@ -51,6 +51,19 @@ TRAINER = (
     Param("check_val_every_n_epoch", 1, "int", "epochs between two validations", "[1, inf)"),
 )
 
+LR_FINDER = (
+    Param(
+        "method",
+        "race",
+        "str",
+        "how optimizer.lr=auto is found: by a race, or by what a range test suggests",
+        choices=("race", "valley", "steepest", "minimum"),
+    ),
+    Param("min_lr", 1e-5, "float", "the lowest rate tried", "(0, inf)"),
+    Param("max_lr", 10.0, "float", "the highest rate tried", "(0, inf)"),
+    Param("steps", 96, "int", "of the rates that stay in the race to its end", "[1, inf)"),
+)
+
 # Config key -> kind of block.
 BLOCKS = {
     "model": "model",
@@ -61,12 +74,17 @@ BLOCKS = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
 }
-KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger")
+KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger", "lr_finder")
+# Keys that a recipe may leave out.
+_OPTIONAL = ("ckpt_path", "lr_finder")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. Blocks are `{name: ..., params}` mappings, or `auto` where they follow from others."""
+    """A checked recipe. Blocks are `{name: ..., params}` mappings, or `auto` where they follow from others.
+
+    `lr_finder` says how the learning rate is found; it is None where the recipe gives one.
+    """
 
     run: Mapping[str, Any]
     blocks: Mapping[str, Any]
@@ -75,6 +93,7 @@ class Recipe:
     trainer: Mapping[str, Any]
     callbacks: Mapping[str, Any]
     logger: Mapping[str, Any]
+    lr_finder: Mapping[str, Any] | None
     plain: Mapping[str, Any]
 
 
@@ -87,12 +106,14 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     for key in recipe:
         if key not in KEYS:
             raise UserError(f"{key}: unknown key.{did_you_mean(key, KEYS)} Keys: {', '.join(KEYS)}.")
-    if missing := [key for key in KEYS if key not in recipe and key != "ckpt_path"]:
+    if missing := [key for key in KEYS if key not in recipe and key not in _OPTIONAL]:
         raise UserError(
             f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
         )
     run = {p.name: p.check(recipe.get(p.name), p.name) for p in RUN}
-    blocks = {key: _block(kind, key, recipe[key]) for key, kind in BLOCKS.items()}
+    optimizer, found = _without_auto(recipe["optimizer"])
+    specs = {**recipe, "optimizer": optimizer}
+    blocks = {key: _block(kind, key, specs[key]) for key, kind in BLOCKS.items()}
     dataset, data = _data(recipe["data"], run["regime"])
     return Recipe(
         run=run,
@@ -102,6 +123,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
         trainer=_trainer(recipe["trainer"]),
         callbacks=_group(recipe["callbacks"], "callbacks"),
         logger=_group(recipe["logger"], "logger"),
+        lr_finder=_lr_finder(recipe.get("lr_finder"), found),
         plain=recipe,
     )
 
@@ -121,6 +143,40 @@ def _block(kind: str, key: str, spec: Any) -> Any:
     if key == "loss":
         contract(spec)  # the terms of a sum, which its parameters alone can't tell
     return spell_out_with_rules(spec, key) if key == "init" else spell_out(kind, spec, key)
+
+
+def _without_auto(spec: Any) -> tuple[Any, bool]:
+    """An optimizer without `lr=auto`, and whether that was there."""
+    if not isinstance(spec, Mapping) or spec.get("lr") != "auto":
+        return spec, False
+    block = REGISTRY.get("optimizer", str(spec.get("name")), "optimizer.name")
+    if all(param.name != "lr" for param in block.params):
+        return spec, False  # refused as the unknown parameter that it is
+    return {key: value for key, value in spec.items() if key != "lr"}, True
+
+
+def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
+    settings = dict(_group(given, "lr_finder"))
+    known = {p.name: p for p in LR_FINDER}
+    for key in settings:
+        if key not in known:
+            raise UserError(
+                f"lr_finder.{key}: unknown key.{did_you_mean(key, known)} Keys: {', '.join(known)}."
+            )
+    checked = {name: p.check(settings.get(name, p.default), f"lr_finder.{name}") for name, p in known.items()}
+    if checked["min_lr"] >= checked["max_lr"]:
+        raise UserError(
+            f"lr_finder.min_lr={checked['min_lr']:g}: must be below lr_finder.max_lr={checked['max_lr']:g}."
+        )
+    if found:
+        return checked
+    for name, param in known.items():
+        if checked[name] != param.default:
+            raise UserError(
+                f"lr_finder.{name}={checked[name]}: has no effect, since the learning rate is given; set"
+                " optimizer.lr=auto."
+            )
+    return None
 
 
 def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
@@ -27,6 +29,7 @@ from dlblocks.runs import new_folder
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
+from dlblocks.tuning.learning_rate import find_lr
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -89,6 +92,9 @@ def _train(recipe: Recipe, result: Result) -> None:
             build_loggers(recipe.logger, words),
             folder,
         )
+    if recipe.lr_finder is not None:
+        with _timed(result, "lr_finder"), _quiet():
+            module.lr = _learning_rate(recipe, trainer, module, data, result)
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
@@ -139,6 +145,23 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
         target_std=data.target_std,
         **recipe.blocks,
     )
+
+
+def _learning_rate(
+    recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+) -> float:
+    """The rate for `optimizer.lr=auto`: that of the checkpoint, or what is found, which is shown and kept."""
+    if (path := _checkpoint(recipe.run["ckpt_path"], module)) is not None:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        kept: float = content["hyper_parameters"]["optimizer"]["lr"]
+        return kept
+    assert recipe.lr_finder is not None
+    choice = find_lr(trainer, module, data, **recipe.lr_finder)
+    result.chosen["optimizer.lr"] = choice.lr
+    if is_main_process():
+        choice.save(result.folder)
+        Console(soft_wrap=True).print(choice.explanation, markup=False, highlight=False)
+    return choice.lr
 
 
 def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dict[str, Any]:

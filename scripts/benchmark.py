@@ -27,11 +27,13 @@ BARE = [sys.executable, "-c", "pass"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all")
+    parser.add_argument(
+        "suites", nargs="*", choices=[*SUITES, []], help=f"default: all but {', '.join(LONG)}"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each side")
     arguments = parser.parse_args()
     table = Table("measured", "against", "median", "other", "ratio", "goal")
-    for suite in arguments.suites or SUITES:
+    for suite in arguments.suites or [name for name in SUITES if name not in LONG]:
         for row in SUITES[suite](arguments.repeats):
             table.add_row(*row)
     Console().print(table)
@@ -79,7 +81,16 @@ def blocks(repeats: int) -> list[tuple[str, ...]]:
     return blocks(repeats)
 
 
-SUITES = {"startup": startup, "step": step, "blocks": blocks}
+def finders(repeats: int) -> list[tuple[str, ...]]:
+    """Found learning rates beside the best of a grid, and beside Lightning's."""
+    from benchmark_finders import finders
+
+    return finders(repeats)
+
+
+SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders}
+# Too long to be run unasked.
+LONG = ("finders",)
 
 EPOCHS = 20
 

@@ -1,0 +1,98 @@
+"""What a learning-rate finder found, and the picture and table that show why."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlblocks.results import write_atomically
+from dlblocks.tuning.race import Lap
+from dlblocks.tuning.range_test import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class LearningRateChoice:
+    """A learning rate and where it comes from.
+
+    Args:
+        lr: of the first parameter group.
+        method: `race`, `valley`, `steepest` or `minimum`.
+        explanation: one line that says why this one.
+        judged_by: the loss on the vertical axis, such as `validation loss`.
+        laps: of a race.
+        curve: of a range test.
+        suggestions: of a range test, by method.
+    """
+
+    lr: float
+    method: str
+    explanation: str
+    judged_by: str
+    laps: tuple[Lap, ...] = ()
+    curve: Curve | None = None
+    suggestions: dict[str, float] | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: of a race a row for each lap, of a range test one for each step."""
+        if self.curve is None:
+            return [{"lr": lap.rate, "steps": lap.steps, "loss": lap.loss} for lap in self.laps]
+        columns = zip(self.curve.rates, self.curve.losses, self.curve.smooth, strict=True)
+        return [{"lr": rate, "loss": loss, "smooth": smooth} for rate, loss, smooth in columns]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `lr_finder.csv` and `lr_finder.png` into a folder."""
+        rows, text = self.rows(), io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(Path(folder) / "lr_finder.csv", text.getvalue())
+        self.draw(Path(folder) / "lr_finder.png")
+
+    def draw(self, path: str | Path) -> None:
+        """Draw the losses against the rates, and the choice."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        if self.curve is None:
+            _draw_race(axes, self.laps)
+        else:
+            _draw_curve(axes, self.curve, self.suggestions or {})
+        axes.axvline(self.lr, color="black", linestyle="--", linewidth=1, label=f"chosen: {self.lr:g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel=self.judged_by)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, dpi=120)
+
+
+def _draw_race(axes: Axes, laps: tuple[Lap, ...]) -> None:
+    ends = sorted({lap.steps for lap in laps})
+    for turn, end in enumerate(ends):
+        here = sorted((lap.rate, lap.loss) for lap in laps if lap.steps == end and not math.isnan(lap.loss))
+        shade = 0.25 + 0.75 * (turn + 1) / len(ends)
+        axes.plot(*zip(*here, strict=True) if here else ([], []), "o-", alpha=shade, label=f"{end} steps")
+    finite = [lap.loss for lap in laps if not math.isnan(lap.loss)]
+    # Where a rate is too high the loss has no bounds; that of the lowest rate is about that of the untrained net.
+    low, start = min(finite), min(laps, key=lambda lap: (lap.rate, lap.steps)).loss
+    top = max(finite) if math.isnan(start) else start
+    if low > 0:
+        axes.set(yscale="log", ylim=(low / 1.3, max(top * 3, low * 2)))
+    else:
+        axes.set_ylim(low - 0.1 * (top - low), top + (top - low))
+
+
+def _draw_curve(axes: Axes, curve: Curve, suggestions: dict[str, float]) -> None:
+    axes.plot(curve.rates, curve.losses, alpha=0.3, label="loss before each step")
+    axes.plot(curve.rates, curve.smooth, label="smoothed")
+    for name, rate in suggestions.items():
+        nearest = min(range(len(curve.rates)), key=lambda i: abs(math.log(curve.rates[i] / rate)))
+        axes.plot([rate], [curve.smooth[nearest]], "o", label=f"{name}: {rate:.2g}")
+    low, high = min(curve.smooth), max(curve.losses[0], curve.smooth[0])
+    axes.set_ylim(low - 0.1 * abs(high - low), high + 0.5 * abs(high - low))

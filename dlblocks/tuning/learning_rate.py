@@ -1,0 +1,320 @@
+"""A learning rate for a module and its data, and why this one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import Progress
+
+from dlblocks.errors import UserError, unknown
+from dlblocks.module import NonFiniteLossError
+from dlblocks.tuning import range_test
+from dlblocks.tuning.batches import Batches, gather
+from dlblocks.tuning.choice import LearningRateChoice
+from dlblocks.tuning.race import STEPS, ladder, planned, race, winner
+from dlblocks.tuning.range_test import SUGGESTIONS
+from dlblocks.tuning.rates import base_rates, scale_rates
+from dlblocks.tuning.restore import untouched
+from dlblocks.tuning.trial import Trial
+
+Method = Literal["race", "valley", "steepest", "minimum"]
+METHODS = ("race", *SUGGESTIONS)
+MIN_RATE, MAX_RATE = 1e-5, 10.0
+# A range test has so many steps, and runs as often as fits into as many batches, three times at most.
+_RANGE_STEPS, _RANGE_RUNS = 100, 3
+# Copies of a net that are kept between the rungs of a race, in bytes of their weights.
+_KEPT_BYTES = 2**28
+
+
+def find_lr(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None = None,
+    *,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    method: Method = "race",
+    min_lr: float = MIN_RATE,
+    max_lr: float = MAX_RATE,
+    steps: int = STEPS,
+) -> LearningRateChoice:
+    """Find a learning rate for any LightningModule with one optimizer, before `trainer.fit`.
+
+    `race` trains the same net at 13 rates from the same weights on the same batches, drops the slow ones early,
+    and takes the rate with the lowest validation loss; without validation, the loss on a fifth of the training
+    batches that no rate has trained on. The others are suggestions of a range test (Smith 2015,
+    arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest` and `minimum`.
+
+    Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
+    rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
+    first, and the others keep their ratio. Afterwards module, Trainer, loaders and random states are as
+    they were, also after an exception or Ctrl-C.
+
+    Args:
+        trainer: the one that will fit; a race is never longer than its run.
+        module: to be trained; only copies of it are.
+        datamodule: or give `train_dataloaders`, and `val_dataloaders`.
+        method: see above.
+        min_lr, max_lr: the range.
+        steps: at most, of the rates that stay in the race to its end.
+
+    Raises:
+        UserError: a range or method that is not legal, a module with several optimizers or none, a strategy
+            that splits the module, or no rate with a finite loss.
+    """
+    finder = LearningRateFinder(method, min_lr, max_lr, steps, apply=False)
+    # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
+    with untouched(trainer, module), _detached(module, datamodule):
+        trainer.callbacks = [finder]  # type: ignore[attr-defined]
+        trainer.loggers = []
+        given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
+        trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
+    if finder.interrupted:
+        raise KeyboardInterrupt
+    assert finder.choice is not None
+    return finder.choice
+
+
+class LearningRateFinder(Callback):
+    """Finds a learning rate when `fit` starts, and trains with it.
+
+    The rates in the optimizer and its schedulers are scaled, and an attribute `lr` or `learning_rate` of the
+    module, or of its hparams, gets the value. A run that goes on from a checkpoint keeps the rates of that.
+
+    Args:
+        method, min_lr, max_lr, steps: as of `find_lr`.
+        folder: where `lr_finder.png` and `lr_finder.csv` go; None for nowhere.
+        apply: train with the rate. If not, `fit` ends without a step.
+    """
+
+    def __init__(
+        self,
+        method: Method = "race",
+        min_lr: float = MIN_RATE,
+        max_lr: float = MAX_RATE,
+        steps: int = STEPS,
+        folder: str | Path | None = None,
+        *,
+        apply: bool = True,
+    ) -> None:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS, "lr_finder.method")
+        if not 0 < min_lr < max_lr < math.inf:
+            raise UserError(
+                f"lr_finder.min_lr={min_lr:g}, lr_finder.max_lr={max_lr:g}: must be 0 < min_lr < max_lr."
+            )
+        if steps < 1:
+            raise UserError(f"lr_finder.steps={steps}: must be at least 1.")
+        self.method, self.min_lr, self.max_lr, self.steps = method, min_lr, max_lr, steps
+        self.folder = folder
+        self.apply = apply
+        self.choice: LearningRateChoice | None = None
+        self.interrupted = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return
+        try:
+            with untouched(trainer, pl_module):
+                self.choice = self._search(trainer, pl_module)
+        except KeyboardInterrupt:
+            if self.apply:
+                raise
+            self.interrupted = True
+        if not self.apply:
+            trainer.limit_train_batches = trainer.limit_val_batches = 0
+            return
+        assert self.choice is not None
+        self._apply(trainer, pl_module, self.choice)
+        if trainer.is_global_zero:
+            Console(soft_wrap=True).print(self.choice.explanation, markup=False, highlight=False)
+            if self.folder is not None:
+                self.choice.save(self.folder)
+
+    def _search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise UserError(
+                f"trainer.strategy={type(trainer.strategy).__name__}: splits the module, so that no copy of it"
+                " can be tried. Find the learning rate on one device, or with ddp."
+            )
+        if self.method == "race":
+            return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps)
+        return _range_test(trainer, module, self.method, self.min_lr, self.max_lr)
+
+    @staticmethod
+    def _apply(trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
+        optimizer = trainer.optimizers[0]
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        before = base_rates(optimizer)[0]
+        scale_rates(optimizer, schedulers, choice.lr / before if before else 1.0)
+        for name in ("lr", "learning_rate"):
+            if hasattr(module, name):
+                setattr(module, name, choice.lr)
+            if name in module.hparams:
+                module.hparams[name] = choice.lr
+
+
+class _Runner:
+    """A trial of one rate in a race."""
+
+    def __init__(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batches: Batches, rate: float
+    ) -> None:
+        self._trial = Trial(trainer, module, rate)
+        self._batches = batches
+        self._accumulate = trainer.accumulate_grad_batches
+        self._finite = True
+
+    def run_to(self, step: int) -> None:
+        self._trial.enter()
+        train = self._batches.train
+        while self._finite and self._trial.steps < step:
+            first = self._trial.steps * self._accumulate
+            chunk = [train[(first + i) % len(train)] for i in range(self._accumulate)]
+            try:
+                self._finite = not math.isnan(self._trial.step(chunk))
+            except (NonFiniteLossError, FloatingPointError):
+                self._finite = False  # the module looks for itself
+
+    def score(self) -> float:
+        if not self._finite:
+            return math.nan
+        if self._batches.validation and (loss := self._trial.validate(self._batches.judged)) is not None:
+            return loss
+        return self._trial.training_loss(self._batches.judged)
+
+
+class _Replayed:
+    """A runner that keeps no net between the rungs of a race, for nets of which few fit into memory."""
+
+    def __init__(self, start: Callable[[], _Runner]) -> None:
+        self._start = start
+        self._runner: _Runner | None = None
+
+    def run_to(self, step: int) -> None:
+        self._runner = self._start()
+        self._runner.run_to(step)
+
+    def score(self) -> float:
+        assert self._runner is not None
+        loss = self._runner.score()
+        self._runner = None
+        return loss
+
+
+def _race(
+    trainer: pl.Trainer, module: pl.LightningModule, rates: list[float], steps: int
+) -> LearningRateChoice:
+    if len(rates) < 2:
+        raise UserError(
+            "lr_finder.min_lr, lr_finder.max_lr: a race needs two rates of 1e-5, 3e-5, 1e-4, ... in between."
+        )
+    total = trainer.estimated_stepping_batches
+    steps = int(min(steps, total)) if total > 0 else steps
+    batches = gather(trainer, steps * trainer.accumulate_grad_batches)
+    weights = sum(p.nbytes for p in module.parameters())
+
+    def enter(rate: float) -> _Runner | _Replayed:
+        def start() -> _Runner:
+            return _Runner(trainer, module, batches, rate)
+
+        return start() if weights <= _KEPT_BYTES else _Replayed(start)
+
+    with _progress(planned(len(rates), steps)) as passed:
+        laps = race(rates, enter, steps, passed)
+    best = winner(laps)
+    if best is None:
+        raise UserError(
+            f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
+            " the data and the initialisation."
+        )
+    judged_by = "validation loss" if batches.validation else "loss on training batches kept apart"
+    others = sorted(lap.rate for lap in laps if lap.steps == best.steps and lap.rate != best.rate)
+    beside = f", lower than at {' and '.join(f'{rate:g}' for rate in others)}" if others else ""
+    edge = (
+        f" It is the {'lowest' if best.rate == rates[0] else 'highest'} that was tried: widen"
+        f" lr_finder.{'min_lr' if best.rate == rates[0] else 'max_lr'}."
+        if best.rate in (rates[0], rates[-1])
+        else ""
+    )
+    return LearningRateChoice(
+        lr=best.rate,
+        method="race",
+        explanation=f"learning rate {best.rate:g}: {judged_by} {best.loss:.4g} after {best.steps} steps{beside};"
+        f" {len(rates)} rates tried.{edge}",
+        judged_by=judged_by,
+        laps=tuple(laps),
+    )
+
+
+def _range_test(
+    trainer: pl.Trainer, module: pl.LightningModule, method: str, low: float, high: float
+) -> LearningRateChoice:
+    rates = range_test.spaced(low, high, _RANGE_STEPS)
+    accumulate = trainer.accumulate_grad_batches
+    train = gather(trainer, _RANGE_STEPS * accumulate).train
+    # A small set gives few different batches, and one curve of them is noisy.
+    count = min(_RANGE_RUNS, max(1, round(_RANGE_RUNS * _RANGE_STEPS * accumulate / (3 * len(train)))))
+    runs = []
+    with _progress(count * _RANGE_STEPS) as passed:
+        for run in range(count):
+            trial, losses = Trial(trainer, module, seed=run), list[float]()
+            for i, rate in enumerate(rates):
+                trial.set_rate(rate)
+                first = (i + run * len(train) // count) * accumulate
+                chunk = [train[(first + j) % len(train)] for j in range(accumulate)]
+                try:
+                    losses.append(trial.step(chunk))
+                except (NonFiniteLossError, FloatingPointError):
+                    losses.append(math.nan)
+                passed(1)
+                if range_test.diverged(losses):
+                    break
+            runs.append(losses)
+    curve = range_test.mean_curve(rates, runs)
+    if len(curve.rates) < 2:
+        raise UserError(f"optimizer.lr=auto: the loss is not finite from the first rate, {low:g}, on.")
+    suggestions = {name: suggest(curve) for name, suggest in SUGGESTIONS.items()}
+    told = ", ".join(f"{name} {rate:.2g}" for name, rate in suggestions.items())
+    return LearningRateChoice(
+        lr=suggestions[method],
+        method=method,
+        explanation=f"learning rate {suggestions[method]:.3g}: {method} of a range test of {count} x"
+        f" {len(curve.rates)} steps ({told}).",
+        judged_by="training loss",
+        curve=curve,
+        suggestions=suggestions,
+    )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal of the main process."""
+    console = Console(stderr=True)
+    if getattr(rank_zero_only, "rank", 0) or not console.is_terminal:
+        yield lambda _: None
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("finding the learning rate", total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+@contextmanager
+def _detached(module: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> Iterator[None]:
+    """Module and data module belong afterwards to the Trainer they belonged to."""
+    own, of_data = module._trainer, getattr(datamodule, "trainer", None)
+    try:
+        yield
+    finally:
+        module.trainer = own
+        if datamodule is not None:
+            datamodule.trainer = of_data
