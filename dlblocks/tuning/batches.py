@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -37,12 +36,26 @@ class Batches:
     validation: bool
 
 
+@contextmanager
+def open_loaders(trainer: pl.Trainer) -> Iterator[None]:
+    """Set the Trainer's loaders up for a while; afterwards they serve what they would have served."""
+    loops = _loops(trainer)
+    before = [loop._combined_loader for loop in loops]
+    with unmoved(*(loop._data_source.dataloader() for loop in loops)):
+        try:
+            for loop in loops:
+                loop.setup_data()
+            yield
+        finally:
+            for loop, loader in zip(loops, before, strict=True):
+                loop._combined_loader = loader
+
+
 def gather(trainer: pl.Trainer, steps: int) -> Batches:
-    """The batches of the first steps, epoch after epoch, and those to be judged on.
+    """The batches of the first steps, epoch after epoch, and those to be judged on; inside `open_loaders`.
 
     Where validation is enabled and there is a validation set, its first batches judge. Else a fifth of the first
     epoch's batches does (at least one), and no trial trains on them; a single batch serves for both.
-    The loaders afterwards serve what they would have served.
 
     Raises:
         UserError: the training loader has no batch.
@@ -59,71 +72,54 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
     return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
 
 
+def _loops(trainer: pl.Trainer) -> list[Any]:
+    training = trainer.fit_loop
+    return [training, training.epoch_loop.val_loop] if trainer.enable_validation else [training]
+
+
 def _training(trainer: pl.Trainer, steps: int) -> tuple[list[Any], int]:
-    loop = trainer.fit_loop
     batches: list[Any] = []
     size, per_epoch = 0, 0
-    with _guarded(loop._data_source.dataloader()):
-        try:
-            loop.setup_data()
-            limit = loop.max_batches
-            while len(batches) < steps and size < LIMIT:
-                before = len(batches)
-                for batch in map(partial(_ready, trainer), _served(trainer.train_dataloader)):
-                    batches.append(batch)
-                    size += _bytes(batch)
-                    if len(batches) >= steps or size >= LIMIT or len(batches) - before >= limit:
-                        break
-                per_epoch = per_epoch or len(batches)
-                if len(batches) == before:
-                    break
-        finally:
-            loop._combined_loader = None
+    while len(batches) < steps and size < LIMIT:
+        before = len(batches)
+        for batch in _served(trainer.train_dataloader):
+            batches.append(_ready(trainer, batch))
+            size += _bytes(batches[-1])
+            full = len(batches) >= steps or size >= LIMIT
+            if full or len(batches) - before >= trainer.num_training_batches:
+                break
+        per_epoch = per_epoch or len(batches)
+        if len(batches) == before:
+            break
     return batches, per_epoch
 
 
 def _validation(trainer: pl.Trainer) -> list[Any]:
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    if not trainer.limit_val_batches or not trainer.enable_validation or not loop._data_source.is_defined():
+    if not trainer.enable_validation or not trainer.val_dataloaders:
         return []
-    with _guarded(loop._data_source.dataloader()):
-        try:
-            loop.setup_data()
-            if not trainer.val_dataloaders:
-                return []
-            batches: list[Any] = []
-            most = min(JUDGED, min(loop.max_batches, default=0))
-            for batch in _served(trainer.val_dataloaders):
-                if len(batches) >= most:
-                    break
-                batches.append(_ready(trainer, batch))
-            return batches
-        finally:
-            loop._combined_loader = None
+    most = min(JUDGED, *trainer.fit_loop.epoch_loop.val_loop.max_batches)
+    loaders = trainer.val_dataloaders
+    first = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
+    return [_ready(trainer, batch) for batch, _ in zip(_served(first), range(int(most)), strict=False)]
 
 
 @contextmanager
-def _guarded(loaders: Any) -> Iterator[None]:
-    """Every loader in a structure of them serves afterwards what it would have served."""
-    if isinstance(loaders, CombinedLoader):
-        loaders = loaders.iterables
+def unmoved(*loaders: Any) -> Iterator[None]:
+    """Every loader in some structures of them serves afterwards what it would have served."""
     with ExitStack() as stack:
-        for loader in tree_leaves(loaders):
-            stack.enter_context(same_order(loader))
+        for structure in loaders:
+            iterables = structure.iterables if isinstance(structure, CombinedLoader) else structure
+            for loader in tree_leaves(iterables):
+                stack.enter_context(same_order(loader))
         yield
 
 
 def _served(loaders: Any) -> Iterator[Any]:
     """The batches of one epoch; of several loaders, as the Trainer combines them."""
     if isinstance(loaders, (list, tuple, dict)):
-        if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
-            yield from loaders[0]
-            return
-        combined = CombinedLoader(loaders, "max_size_cycle")
-        for batch, _, _ in combined:
-            yield batch
-        return
-    yield from loaders
+        yield from (batch for batch, _, _ in CombinedLoader(loaders, "max_size_cycle"))
+    else:
+        yield from loaders
 
 
 def _ready(trainer: pl.Trainer, batch: Any) -> Any:

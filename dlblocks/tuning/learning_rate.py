@@ -18,7 +18,7 @@ from rich.progress import Progress
 from dlblocks.errors import UserError, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
-from dlblocks.tuning.batches import Batches, gather
+from dlblocks.tuning.batches import Batches, gather, open_loaders, unmoved
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.race import STEPS, ladder, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
@@ -73,7 +73,8 @@ def find_lr(
     """
     finder = LearningRateFinder(method, min_lr, max_lr, steps, apply=False)
     # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
-    with untouched(trainer, module), _detached(module, datamodule):
+    loaders = unmoved(train_dataloaders, val_dataloaders)
+    with untouched(trainer, module), _detached(module, datamodule), loaders:
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
         trainer.loggers = []
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
@@ -124,7 +125,7 @@ class LearningRateFinder(Callback):
         if trainer.ckpt_path is not None:
             return
         try:
-            with untouched(trainer, pl_module):
+            with untouched(trainer, pl_module), open_loaders(trainer):
                 self.choice = self._search(trainer, pl_module)
         except KeyboardInterrupt:
             if self.apply:
@@ -238,7 +239,8 @@ def _race(
             " the data and the initialisation."
         )
     judged_by = "validation loss" if batches.validation else "loss on training batches kept apart"
-    others = sorted(lap.rate for lap in laps if lap.steps == best.steps and lap.rate != best.rate)
+    last = sorted((lap.loss, lap.rate) for lap in laps if lap.steps == best.steps and lap.loss > best.loss)
+    others = sorted(rate for _, rate in last[:2])
     beside = f", lower than at {' and '.join(f'{rate:g}' for rate in others)}" if others else ""
     edge = (
         f" It is the {'lowest' if best.rate == rates[0] else 'highest'} that was tried: widen"
@@ -261,19 +263,21 @@ def _range_test(
 ) -> LearningRateChoice:
     rates = range_test.spaced(low, high, _RANGE_STEPS)
     accumulate = trainer.accumulate_grad_batches
-    train = gather(trainer, _RANGE_STEPS * accumulate).train
+    batches = gather(trainer, _RANGE_STEPS * accumulate)
+    train = batches.train if batches.validation else [*batches.judged, *batches.train]
     # A small set gives few different batches, and one curve of them is noisy.
     count = min(_RANGE_RUNS, max(1, round(_RANGE_RUNS * _RANGE_STEPS * accumulate / (3 * len(train)))))
-    runs = []
+    before, runs = _losses_before(trainer, module, train), []
     with _progress(count * _RANGE_STEPS) as passed:
         for run in range(count):
             trial, losses = Trial(trainer, module, seed=run), list[float]()
             for i, rate in enumerate(rates):
                 trial.set_rate(rate)
                 first = (i + run * len(train) // count) * accumulate
-                chunk = [train[(first + j) % len(train)] for j in range(accumulate)]
+                chosen = [(first + j) % len(train) for j in range(accumulate)]
+                easier = sum(before[index] for index in chosen) / accumulate - sum(before) / len(before)
                 try:
-                    losses.append(trial.step(chunk))
+                    losses.append(trial.step([train[index] for index in chosen]) - easier)
                 except (NonFiniteLossError, FloatingPointError):
                     losses.append(math.nan)
                 passed(1)
@@ -294,6 +298,13 @@ def _range_test(
         curve=curve,
         suggestions=suggestions,
     )
+
+
+def _losses_before(trainer: pl.Trainer, module: pl.LightningModule, train: list[Any]) -> list[float]:
+    """The loss of the untrained net on each batch: that one batch is easier than another is then no noise."""
+    trial = Trial(trainer, module)
+    losses = [trial.training_loss([batch]) for batch in train]
+    return losses if all(map(math.isfinite, losses)) else [0.0] * len(losses)
 
 
 @contextmanager

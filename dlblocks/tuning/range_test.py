@@ -72,24 +72,26 @@ def minimum(curve: Curve) -> float:
 
 
 def steepest(curve: Curve) -> float:
-    """The rate where the loss falls fastest with the logarithm of the rate, before its minimum."""
-    end = max(_lowest(curve), 1)
-    slopes = [
-        curve.smooth[min(i + 1, len(curve.smooth) - 1)] - curve.smooth[max(i - 1, 0)] for i in range(end + 1)
-    ]
-    return curve.rates[slopes.index(min(slopes))]
+    """The rate where the loss falls fastest with the logarithm of the rate, before its minimum; not in the first
+    tenth of the curve, where rates are too low to matter and few losses are in the mean."""
+    smooth = curve.smooth
+    inner = range(max(1, len(smooth) // 10), max(_lowest(curve), 2))
+    if not inner or len(smooth) < 3:
+        return curve.rates[_lowest(curve)]
+    return curve.rates[min(inner, key=lambda i: smooth[min(i + 1, len(smooth) - 1)] - smooth[i - 1])]
 
 
 def valley(curve: Curve) -> float:
-    """The middle of the longest falling subsequence of losses (fastai's `valley`)."""
+    """The middle of the longest falling subsequence of losses (fastai's `valley`); of several, of the one that
+    begins last, so that a flat start does not count."""
     losses = curve.smooth
-    length, start = [1] * len(losses), list(range(len(losses)))
+    # For each loss the length and the start of the longest one that ends there.
+    best = [(1, i) for i in range(len(losses))]
     for i, loss in enumerate(losses):
-        for j in range(i):
-            if loss < losses[j] and length[j] >= length[i]:
-                length[i], start[i] = length[j] + 1, start[j]
-    last = length.index(max(length))
-    return curve.rates[(start[last] + last) // 2]
+        for length, start in [best[j] for j in range(i) if losses[j] > loss]:
+            best[i] = max(best[i], (length + 1, start))
+    last = max(range(len(losses)), key=lambda i: best[i])
+    return curve.rates[(best[last][1] + last) // 2]
 
 
 SUGGESTIONS = {"valley": valley, "steepest": steepest, "minimum": minimum}

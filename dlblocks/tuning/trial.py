@@ -172,6 +172,8 @@ class Trial:
         return number if math.isfinite(number) else math.nan
 
     def _note(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        if isinstance(value, Tensor):
+            value = value.detach()
         if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
             self._logged[name] = float(value)
 

@@ -1,0 +1,454 @@
+"""`find_lr` and its callback on anybody's modules: what they find, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import dlblocks
+from dlblocks.errors import UserError
+from dlblocks.recipe import LR_FINDER
+from dlblocks.tuning import learning_rate
+from dlblocks.tuning.learning_rate import METHODS, LearningRateFinder, find_lr
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+class Foreign(L.LightningModule):
+    """A module that has never heard of dlblocks."""
+
+    def __init__(self, lr: float = 1e-4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+        )
+        self.lr = lr
+        self.calls: list[str] = []
+        self.breaks: BaseException | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        self.calls.append("train")
+        if self.breaks is not None and len(self.calls) > 6:
+            raise self.breaks
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.calls.append("validation")
+        self.log("val_loss", self.loss(batch))
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+def loader(n: int = 96, batch: int = 8, **more: Any) -> DataLoader[Any]:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 6, generator=draw)
+    return DataLoader(TensorDataset(x, (x[:, :3] * 2).argmax(1)), batch_size=batch, **more)
+
+
+def trainer(**more: Any) -> L.Trainer:
+    return L.Trainer(**{"max_epochs": 8, **QUIET, **more})
+
+
+def loss_after(lr: float) -> float:
+    module = Foreign(lr)
+    fitted = trainer()
+    fitted.fit(module, loader(), loader())
+    return float(fitted.callback_metrics["val_loss"])
+
+
+def test_a_foreign_module_trains_well_at_what_is_found() -> None:
+    choice = find_lr(trainer(), Foreign(), train_dataloaders=loader(), val_dataloaders=loader())
+    assert choice.judged_by == "validation loss"
+    grid = [loss_after(10 ** (-4 + i)) for i in range(5)]
+    assert loss_after(choice.lr) <= 1.05 * min(grid)
+    assert loss_after(choice.lr) < 0.5 * max(grid)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_picture_and_table(method: Any, tmp_path: Path) -> None:
+    choice = find_lr(trainer(), Foreign(), train_dataloaders=loader(), method=method)
+    assert 1e-5 < choice.lr < 10
+    assert f"{choice.lr:.2g}" in choice.explanation
+    choice.save(tmp_path)
+    rows = (tmp_path / "lr_finder.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(choice.rows())
+    assert rows[0].startswith("lr,")
+    assert (tmp_path / "lr_finder.png").stat().st_size > 5000
+
+
+def test_defaults_are_the_recipes() -> None:
+    for target in (find_lr, LearningRateFinder):
+        signature = inspect.signature(target).parameters
+        assert {p.name: p.default for p in LR_FINDER} == {
+            p.name: signature[p.name].default for p in LR_FINDER
+        }
+    assert LR_FINDER[0].choices == METHODS
+
+
+# What must be as it was.
+
+
+class State:
+    """All that a trial could change."""
+
+    def __init__(self, fitted: L.Trainer, module: L.LightningModule, train: DataLoader[Any]) -> None:
+        self.weights = copy.deepcopy(module.state_dict())
+        self.modes = [part.training for part in module.modules()]
+        self.attached = module._trainer
+        self.random = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        self.generator = train.generator.get_state().tolist() if train.generator is not None else None
+        self.trainer = (
+            list(fitted.callbacks),  # type: ignore[attr-defined]
+            list(fitted.loggers),
+            fitted.limit_train_batches,
+            fitted.limit_val_batches,
+            fitted.should_stop,
+            copy.copy(fitted.state),
+            fitted.global_step,
+            fitted.current_epoch,
+        )
+        self.signal = signal.getsignal(signal.SIGINT)
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, State)
+        assert all(value.equal(other.weights[name]) for name, value in self.weights.items())
+        mine, theirs = dict(vars(self)), dict(vars(other))
+        mine.pop("weights"), theirs.pop("weights")
+        assert mine == theirs
+        return True
+
+
+@pytest.mark.parametrize("method", ["race", "steepest"])
+@pytest.mark.parametrize("ending", [None, RuntimeError("broken"), KeyboardInterrupt()], ids=repr)
+def test_everything_is_as_it_was(method: Any, ending: BaseException | None, tmp_path: Path) -> None:
+    module = Foreign()
+    module.net[1].eval()  # a part that its owner has frozen
+    module.breaks = ending
+    train = loader(shuffle=True, generator=torch.Generator().manual_seed(3))
+    fitted = trainer(callbacks=[Callback()], default_root_dir=tmp_path, limit_val_batches=3)
+    before = State(fitted, module, train)
+    if ending is None:
+        find_lr(fitted, module, train_dataloaders=train, val_dataloaders=loader(), method=method)
+    else:
+        with pytest.raises(type(ending)):
+            find_lr(fitted, module, train_dataloaders=train, val_dataloaders=loader(), method=method)
+    assert before == State(fitted, module, train)
+    assert module.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_after_it_is_bit_identical() -> None:
+    trained = []
+    for finds in (False, True):
+        module = Foreign(lr=0.05)
+        train = loader(shuffle=True, generator=torch.Generator().manual_seed(3))
+        fitted = trainer(max_epochs=3)
+        torch.manual_seed(7)
+        if finds:
+            find_lr(fitted, module, train_dataloaders=train, val_dataloaders=loader())
+        fitted.fit(module, train, loader())
+        trained.append(module.state_dict())
+    assert all(value.equal(trained[1][name]) for name, value in trained[0].items())
+
+
+def test_after_training_it_still_finds() -> None:
+    module, fitted = Foreign(lr=0.05), trainer(max_epochs=2)
+    fitted.fit(module, loader(), loader())
+    assert fitted.global_step > 0
+    choice = find_lr(fitted, module, train_dataloaders=loader(), val_dataloaders=loader())
+    assert all(lap.loss > 0 for lap in choice.laps if lap.rate == choice.lr)
+
+
+def test_validation_that_is_disabled_is_not_run() -> None:
+    seen: list[str] = []
+
+    class Noted(Foreign):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append("validation")
+            super().validation_step(batch, batch_idx)
+
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    choice = find_lr(trainer(limit_val_batches=0), Noted(), **given)
+    assert seen == []
+    assert choice.judged_by == "loss on training batches kept apart"
+    find_lr(trainer(), Noted(), **given)
+    assert seen
+
+
+# Hard cases.
+
+
+class Negative(Foreign):
+    """A loss that is negative all along, as a log-likelihood may be."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return super().loss(batch) - 100
+
+
+class OneNaN(Foreign):
+    """A loss that is NaN as soon as the weights are large."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        large = self.net[0].weight.abs().max() > 3
+        return super().loss(batch) * (math.nan if large else 1.0)
+
+
+class AllNaN(Foreign):
+    def loss(self, batch: Any) -> torch.Tensor:
+        return super().loss(batch) * math.nan
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [Negative, OneNaN])
+def test_losses_of_any_sign_and_with_nan(kind: type[Foreign], method: Any) -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    assert 1e-5 < find_lr(trainer(), kind(), method=method, **given).lr <= 1
+
+
+def test_a_negative_loss_gives_the_same_race_as_the_loss_itself() -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    assert find_lr(trainer(), Negative(), **given).lr == find_lr(trainer(), Foreign(), **given).lr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_never_finite_is_one_clear_error(method: Any) -> None:
+    with pytest.raises(UserError, match=r"optimizer.lr=auto: the loss is not finite"):
+        find_lr(trainer(), AllNaN(), train_dataloaders=loader(), method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_handful_of_batches(batches: int, method: Any) -> None:
+    choice = find_lr(trainer(), Foreign(), train_dataloaders=loader(8 * batches), method=method)
+    assert 1e-6 < choice.lr < 10
+
+
+def test_a_race_is_no_longer_than_the_run() -> None:
+    short = find_lr(trainer(max_steps=5), Foreign(), train_dataloaders=loader())
+    assert max(lap.steps for lap in short.laps) == 5
+    endless = find_lr(trainer(max_epochs=-1), Foreign(), train_dataloaders=loader())
+    assert max(lap.steps for lap in endless.laps) == 96
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_no_batch_at_all() -> None:
+    with pytest.raises(UserError, match="gives no batch"):
+        find_lr(trainer(), Foreign(), train_dataloaders=loader(4, 8, drop_last=True))
+
+
+def test_replayed_runners_give_the_same_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nets too large to be kept between the rungs start again, and come to the same losses."""
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    kept = find_lr(trainer(), Foreign(), **given)
+    monkeypatch.setattr(learning_rate, "_KEPT_BYTES", 0)
+    assert find_lr(trainer(), Foreign(), **given).laps == kept.laps
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "rase"}, r"lr_finder.method: .*'rase'.*race"),
+        ({"min_lr": 0.1, "max_lr": 0.01}, "0 < min_lr < max_lr"),
+        ({"min_lr": 0.0}, "0 < min_lr < max_lr"),
+        ({"steps": 0}, "lr_finder.steps=0: must be at least 1"),
+        ({"min_lr": 0.04, "max_lr": 0.09}, "needs two rates"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_lr(trainer(), Foreign(), train_dataloaders=loader(), **settings)
+
+
+def test_the_edge_of_the_range_is_told() -> None:
+    choice = find_lr(trainer(), Foreign(), train_dataloaders=loader(), min_lr=1e-6, max_lr=1e-5)
+    assert "widen lr_finder.max_lr" in choice.explanation
+
+
+def test_less_than_four_times_apart_over_seeds() -> None:
+    """On data large enough for the validation loss to tell rates apart; Lightning's vary 4000 times."""
+    rates = []
+    for seed in range(6):
+        data = dlblocks.TableDataModule("digits", seed=seed)
+        data.setup()
+        module = dlblocks.LitModule(task="multiclass", input_shape=data.input_shape, outputs=10, seed=seed)
+        rates.append(find_lr(trainer(), module, data).lr)
+    assert max(rates) / min(rates) < 4
+
+
+# The callback.
+
+
+class Grouped(Foreign):
+    def __init__(self, schedule: str = "none") -> None:
+        super().__init__(lr=0.1)
+        self.schedule = schedule
+
+    def configure_optimizers(self) -> Any:
+        layers = [
+            {"params": self.net[0].parameters(), "lr": self.lr / 10},
+            {"params": self.net[4].parameters()},
+        ]
+        optimizer = torch.optim.SGD(layers[::-1], lr=self.lr)
+        if self.schedule == "lambda":
+            scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        elif self.schedule == "one_cycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, [self.lr, self.lr / 10], total_steps=96
+            )
+        else:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Rates(Callback):
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+@pytest.mark.parametrize("schedule", ["none", "lambda", "one_cycle"])
+def test_the_callback_trains_with_the_rate_and_keeps_ratios(schedule: str, tmp_path: Path) -> None:
+    finder, rates, module = LearningRateFinder(folder=tmp_path), Rates(), Grouped(schedule)
+    trainer(callbacks=[finder, rates]).fit(module, loader(), loader())
+    assert finder.choice is not None
+    assert module.lr == finder.choice.lr
+    assert [first / second for first, second in rates.seen] == pytest.approx([10.0] * len(rates.seen))
+    firsts = [first for first, _ in rates.seen]
+    assert max(firsts) == pytest.approx(finder.choice.lr, rel=1e-3)
+    if schedule != "one_cycle":
+        assert firsts == pytest.approx([finder.choice.lr] * len(firsts))
+    assert (tmp_path / "lr_finder.png").exists()
+
+
+def test_the_callback_leaves_a_resumed_run_its_rate(tmp_path: Path) -> None:
+    module, fitted = Foreign(lr=0.07), trainer(max_epochs=1)
+    fitted.fit(module, loader(), loader())
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    finder, rates = LearningRateFinder(), Rates()
+    trainer(max_epochs=2, callbacks=[finder, rates]).fit(
+        Foreign(lr=0.07), loader(), loader(), ckpt_path=tmp_path / "a.ckpt"
+    )
+    assert finder.choice is None
+    assert rates.seen[0] == [0.07]
+
+
+def test_a_lit_module_with_the_callback_keeps_the_rate_in_its_checkpoint(tmp_path: Path) -> None:
+    data = dlblocks.TableDataModule("wine")
+    data.setup()
+    module = dlblocks.LitModule(task="multiclass", input_shape=data.input_shape, outputs=3)
+    finder = LearningRateFinder()
+    fitted = trainer(max_epochs=1, callbacks=[finder])
+    fitted.fit(module, data)
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    assert finder.choice is not None
+    assert dlblocks.LitModule.load_from_checkpoint(tmp_path / "a.ckpt").lr == finder.choice.lr
+
+
+def test_a_partial_optimizer_hides_no_rate() -> None:
+    import functools
+
+    data = dlblocks.TableDataModule("wine")
+    data.setup()
+    partial: Any = functools.partial(torch.optim.Adam, lr=1e-3)
+    module = dlblocks.LitModule(task="multiclass", input_shape=data.input_shape, outputs=3, optimizer=partial)
+    assert find_lr(trainer(), module, data).lr > 1e-4
+
+
+# Several processes.
+
+DDP = """
+import json, sys, torch, lightning as L
+from pathlib import Path
+from dlblocks import LearningRateFinder, LitModule, TableDataModule, find_lr
+from dlblocks.data.table import Table
+
+devices, how = int(sys.argv[1]), sys.argv[2]
+if __name__ == "__main__":
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(160, 5, generator=draw)
+    data = TableDataModule(Table.from_arrays(x, (x[:, 0] > 0).long() + (x[:, 1] > 0), "multiclass"), batch_size=16)
+    data.setup()
+    module = LitModule(task="multiclass", input_shape=(5,), outputs=3, optimizer={"name": "sgd", "momentum": 0.9})
+    finder = LearningRateFinder()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy="auto" if devices == 1 else how, max_epochs=8, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[finder] if how == "ddp_spawn" else [],
+    )
+    if how == "ddp_spawn":
+        trainer.fit(module, data)
+    else:
+        choice = find_lr(trainer, module, data)
+        laps = [(lap.rate, lap.steps, lap.loss) for lap in choice.laps]
+        Path(f"laps-{trainer.world_size}-{trainer.global_rank}").write_text(json.dumps(laps))
+"""
+
+
+def processes(tmp_path: Path, *arguments: str) -> list[str]:
+    script = tmp_path / "script.py"
+    script.write_text(DDP)
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_two_processes_agree_and_find_what_one_finds(tmp_path: Path) -> None:
+    for devices in ("1", "2"):
+        processes(tmp_path, devices, "ddp")
+    one, first, second = (
+        json.loads((tmp_path / f"laps-{name}").read_text()) for name in ("1-0", "2-0", "2-1")
+    )
+    assert first == second
+    assert [lap[:2] for lap in first] == [lap[:2] for lap in one]
+    assert [lap[2] for lap in first] == pytest.approx([lap[2] for lap in one], rel=1e-3)
+
+
+def test_spawned_processes_find_and_train(tmp_path: Path) -> None:
+    lines = processes(tmp_path, "2", "ddp_spawn")
+    assert sum(line.startswith("learning rate") for line in lines) == 1
