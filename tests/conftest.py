@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Each worker of the tests has one core; threads of several for nets this small wait for each other.
+torch.set_num_threads(1)
+
 FOREIGN = Path(__file__).parent / "foreign"
 
 
