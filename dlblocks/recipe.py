@@ -74,9 +74,9 @@ BLOCKS = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
 }
-KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger", "lr_finder")
+KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger", "lr_finder", "sweep")
 # Keys that a recipe may leave out.
-_OPTIONAL = ("ckpt_path", "lr_finder")
+_OPTIONAL = ("ckpt_path", "lr_finder", "sweep")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     specs = {**recipe, "optimizer": optimizer}
     blocks = {key: _block(kind, key, specs[key]) for key, kind in BLOCKS.items()}
     dataset, data = _data(recipe["data"], run["regime"])
+    _check_sweep(recipe.get("sweep"))
     return Recipe(
         run=run,
         blocks=blocks,
@@ -177,6 +178,25 @@ def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
                 " optimizer.lr=auto."
             )
     return None
+
+
+def _check_sweep(given: Any) -> None:
+    """Refuse a picture of a sweep that can't be drawn."""
+    sweep = _group(given, "sweep")
+    for key in sweep:
+        if key != "panels":
+            raise UserError(f"sweep.{key}: unknown key.{did_you_mean(key, ('panels',))} Keys: panels.")
+    panels = sweep.get("panels") or []
+    if not isinstance(panels, (list, tuple)) or any(
+        not isinstance(panel, Mapping)
+        or set(panel) != {"x", "y"}
+        or not all(isinstance(value, str) for value in panel.values())
+        for panel in panels
+    ):
+        raise UserError(
+            f"sweep.panels={panels}: must be a list of panels such as {{x: epoch, y: val/accuracy}} or"
+            " {x: optimizer.lr, y: test/accuracy}."
+        )
 
 
 def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dlblocks.history import History
 from dlblocks.models.probing import probed
 from dlblocks.module import LitModule
 from dlblocks.recipe import Recipe, check
-from dlblocks.results import Result, draw_curves, told, versions, write_atomically
+from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
 from dlblocks.runs import new_folder
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
@@ -112,6 +112,7 @@ def _train(recipe: Recipe, result: Result) -> None:
     rows = history.rows  # before the test, which brings back the state of the best checkpoint
     if is_main_process():
         draw_curves(rows, metric, folder / "curves.png")
+        write_table(rows, folder / "curves.csv")
 
     with _timed(result, "test"), _quiet():
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -119,8 +120,7 @@ def _train(recipe: Recipe, result: Result) -> None:
     result.best_checkpoint = os.path.relpath(best) if best else None
     result.tested_epoch = torch.load(best, weights_only=True)["epoch"] if best else result.epochs - 1
     values = {key: value for row in rows if row["epoch"] == result.tested_epoch for key, value in row.items()}
-    values.pop("epoch", None)
-    result.metrics = {**values, **tested[0]}
+    result.metrics = {**{key: value for key, value in values.items() if "/" in key}, **tested[0]}
     result.status = "completed"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import dlblocks
 from dlblocks.errors import UserError
-from dlblocks.recipe import DATA, KEYS, RUN, TRAINER, check
+from dlblocks.recipe import DATA, KEYS, LR_FINDER, RUN, TRAINER, check
 
 WHOLE = dlblocks.compose()
 
@@ -37,6 +37,7 @@ def test_defaults_in_yaml_and_in_the_schema_are_the_same() -> None:
     }
     assert {p.name: p.default for p in DATA} == {p.name: WHOLE["data"][p.name] for p in DATA}
     assert {p.name: p.default for p in TRAINER} == {p.name: WHOLE["trainer"][p.name] for p in TRAINER}
+    assert {p.name: p.default for p in LR_FINDER} == WHOLE["lr_finder"]
     assert set(WHOLE) == set(KEYS)
 
 

@@ -53,6 +53,11 @@ def test_the_run_folder_holds_everything(tmp_path: Path) -> None:
     assert saved["versions"]["torch"] == torch.__version__
     assert saved["epochs"] == 3
     assert {"total", "fit", "test"} <= set(saved["seconds"])
+    with (tmp_path / "curves.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert [float(row["step"]) for row in curves] == [34, 68, 102]
+    seconds = [float(row["seconds"]) for row in curves]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= saved["seconds"]["fit"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     with (tmp_path / "metrics.csv").open() as file:
@@ -114,7 +119,12 @@ def test_callbacks_and_logger_can_be_left_out(tmp_path: Path) -> None:
     recipe = dlblocks.compose("callbacks=none", "logger=none", "trainer.max_epochs=1")
     result = dlblocks.train(recipe, tmp_path)
     assert result.best_checkpoint is None
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "result.json", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.yaml",
+        "result.json",
+        "curves.csv",
+        "curves.png",
+    }
 
 
 def test_tensorboard_writes_its_events(tmp_path: Path) -> None:
@@ -187,7 +197,13 @@ def test_batches_of_one_are_refused_where_they_cannot_be_normalised(tmp_path: Pa
 
 def test_no_logger_leaves_no_log(tmp_path: Path) -> None:
     run(tmp_path, "logger=none", "trainer.max_epochs=1")
-    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "result.json", "curves.png", "checkpoints"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "config.yaml",
+        "result.json",
+        "curves.csv",
+        "curves.png",
+        "checkpoints",
+    }
 
 
 def test_full_batches_with_lbfgs(tmp_path: Path) -> None:

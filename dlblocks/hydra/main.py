@@ -22,6 +22,7 @@ from dlblocks.hydra import register
 from dlblocks.hydra.plain import plain
 from dlblocks.recipe import check
 from dlblocks.results import Result, told
+from dlblocks.sweeps.picture import Panel
 from dlblocks.sweeps.record import SweepRecord
 
 PACKAGED_CONF = "pkg://dlblocks.conf"
@@ -65,6 +66,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.sweep: SweepRecord | None = None
+        self.panels: list[Panel] = []
         self.failed = False
         self.started = 0
         self.multirun = bool({"-m", "--multirun"} & set(sys.argv))
@@ -75,6 +77,8 @@ class Jobs:
         settings = HydraConfig.get()
         if settings.mode == RunMode.MULTIRUN and self.sweep is None:
             self.sweep = SweepRecord(Path(settings.sweep.dir))
+            panels = OmegaConf.select(config, "sweep.panels") or []
+            self.panels = [Panel(panel["x"], panel["y"]) for panel in panels]
         folder = os.path.relpath(settings.runtime.output_dir)
         overrides = OmegaConf.to_container(settings.overrides.task)
         assert isinstance(overrides, list)
@@ -109,6 +113,8 @@ class Jobs:
         """Show the table of a sweep; the exit code."""
         if self.sweep:
             self.sweep.show()
+            if self.panels:
+                _say(f"sweep picture: {self.sweep.draw(self.panels)}")
         if code == 0 and self.started == 0 and self.multirun:
             _say("error: the sweep expands to no job; a glob pattern in it matches no option.")
             return 1
@@ -127,7 +133,8 @@ def _train_apart(overrides: list[str], folder: str) -> Result:
     other processes by the command line, which must be that of this run, and a process can join a group
     only once."""
     flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
-    command = [sys.executable, sys.argv[0], *flags, *overrides, f'hydra.run.dir="{folder}"']
+    # An experiment may be a sweep by itself; this is one run of it.
+    command = [sys.executable, sys.argv[0], *flags, *overrides, "hydra.mode=RUN", f'hydra.run.dir="{folder}"']
     code = subprocess.run(command, check=False).returncode
     if not (Path(folder) / "result.json").exists():
         raise UserError(f"the run ended without a result, with exit code {code}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlblocks.results import Result, write_atomically
+from dlblocks.results import Result, write_table
+from dlblocks.sweeps.picture import Drawn, Panel, draw
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +21,7 @@ class _Run:
     folder: str
     status: str = "running"
     metrics: dict[str, float] = field(default_factory=dict)
+    finals: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
 
@@ -46,6 +47,7 @@ class SweepRecord:
         """The run that began last has ended well."""
         run = self._runs[-1]
         run.status, run.metrics, self.main_metric = result.status, result.metrics, result.main_metric
+        run.finals = {"seconds": result.seconds.get("fit", 0.0), "steps": float(result.steps)}
         self._save()
 
     def fail(self, error: str, status: str = "failed") -> None:
@@ -86,6 +88,23 @@ class SweepRecord:
                 )
         console.print(f"sweep folder: {self.folder}", markup=False, highlight=False, soft_wrap=True)
 
+    def draw(self, panels: Sequence[Panel]) -> Path:
+        """Draw the panels of the recipe into `sweep.png`."""
+        path = self.folder / "sweep.png"
+        runs = [
+            Drawn(
+                label=", ".join(
+                    f"{key.rpartition('.')[2]}={run.overrides.get(key, '')}" for key in self._varied()
+                ),
+                values=run.overrides,
+                folder=run.folder,
+                finals={**run.metrics, **run.finals},
+            )
+            for run in self._runs
+        ]
+        draw(runs, panels, path)
+        return path
+
     def table(self) -> Table:
         """All runs, best first, with the main metric and that of the test."""
         from rich.markup import escape
@@ -120,10 +139,5 @@ class SweepRecord:
         )
 
     def _save(self) -> None:
-        rows = self.rows()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "sweep.csv", text.getvalue())
+        write_table(self.rows(), self.folder / "sweep.csv")

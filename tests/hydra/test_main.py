@@ -122,6 +122,24 @@ def test_two_processes_join_each_run_of_a_sweep(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 2
 
 
+def test_a_lesson_is_a_sweep_with_a_picture(tmp_path: Path) -> None:
+    done = run("experiment=lesson_learning_rate", "optimizer.lr=1e-3,0.1,1e12", *SHORT, cwd=tmp_path)
+    assert "3 runs, best first" in done.stdout
+    assert "sweep picture" in done.stderr
+    assert only(tmp_path, "runs/*/*-sweep/sweep.png").stat().st_size > 5000
+    assert len(list(tmp_path.glob("runs/*/*-sweep/*/curves.csv"))) == 2
+
+
+def test_two_processes_join_each_run_of_a_lesson(tmp_path: Path) -> None:
+    """A recipe that is a sweep by itself; the processes of one run don't start it again."""
+    done = run(
+        "experiment=lesson_gradient_descent", "regime=minibatch,gd", "trainer=ddp_cpu", *SHORT, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 runs, best first") == 1
+    assert len(list(tmp_path.glob("runs/*/*/*/lr_finder.csv"))) == 2
+
+
 def test_two_processes_share_one_run(tmp_path: Path) -> None:
     done = run("trainer=ddp_cpu", "trainer.max_epochs=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,69 @@
+"""The picture of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dlblocks.results import write_table
+from dlblocks.sweeps.picture import Drawn, Panel, _draw_curves, _draw_finals, draw
+
+
+def axes() -> Axes:
+    return Figure().subplots()
+
+
+def drawn(folder: Path, lr: str, accuracy: float | None, rows: int = 3) -> Drawn:
+    folder.mkdir(parents=True)
+    if rows:
+        curve = [
+            {"epoch": i, "step": 10 * (i + 1), "seconds": 0.1 * i, "val/accuracy": 0.1 * i}
+            for i in range(rows)
+        ]
+        write_table(curve, folder / "curves.csv")
+    finals = {} if accuracy is None else {"val/accuracy": accuracy, "seconds": 2.0}
+    return Drawn(f"lr={lr}", {"optimizer.lr": lr}, str(folder), finals)
+
+
+def test_a_curve_for_each_run_that_has_one(tmp_path: Path) -> None:
+    runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "1", None, rows=0)]
+    here = axes()
+    _draw_curves(here, runs, Panel("step", "val/accuracy"))
+    assert [line.get_label() for line in here.lines] == ["lr=0.1"]
+    assert list(here.lines[0].get_xdata()) == [10, 20, 30]
+    assert list(here.lines[0].get_ydata()) == [0.0, 0.1, 0.2]
+
+
+def test_seeds_of_one_value_are_one_point_with_a_bar(tmp_path: Path) -> None:
+    runs = [
+        drawn(tmp_path / str(i), lr, y) for i, (lr, y) in enumerate([("0.1", 0.5), ("0.1", 0.7), ("10", 0.2)])
+    ]
+    here = axes()
+    _draw_finals(here, runs, Panel("optimizer.lr", "val/accuracy"))
+    points, _, (bars,) = here.containers[0]
+    assert list(points.get_xdata()) == [0.1, 10.0]
+    assert [round(y, 6) for y in points.get_ydata()] == [0.6, 0.2]
+    assert [round(float(y), 6) for y in bars.get_segments()[0][:, 1]] == [0.5, 0.7]
+    assert here.get_xscale() == "log"
+
+
+def test_a_value_without_a_result_is_named(tmp_path: Path) -> None:
+    runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "3", None)]
+    here = axes()
+    _draw_finals(here, runs, Panel("optimizer.lr", "val/accuracy"))
+    assert [text.get_text() for text in here.texts] == ["3: failed"]
+
+
+def test_words_stand_side_by_side(tmp_path: Path) -> None:
+    runs = [Drawn(name, {"regime": name}, str(tmp_path), {"seconds": 1.0}) for name in ("gd", "sgd")]
+    here = axes()
+    _draw_finals(here, runs, Panel("regime", "seconds"))
+    assert [tick.get_text() for tick in here.get_xticklabels()] == ["gd", "sgd"]
+
+
+def test_draws_a_file(tmp_path: Path) -> None:
+    runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "3", None)]
+    draw(runs, [Panel("epoch", "val/accuracy"), Panel("optimizer.lr", "seconds")], tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 5000

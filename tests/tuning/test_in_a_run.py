@@ -1,0 +1,121 @@
+"""`optimizer.lr=auto` in whole runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dlblocks
+from dlblocks.errors import UserError
+from dlblocks.registry import REGISTRY
+
+QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
+
+
+def run(folder: Path, *overrides: str) -> dlblocks.Result:
+    return dlblocks.train(dlblocks.compose(*QUIET, *overrides), folder)
+
+
+def test_the_rate_is_found_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path, "optimizer=sgd", "optimizer.lr=auto", "trainer.max_epochs=8")
+    rate = result.chosen["optimizer.lr"]
+    assert json.loads((tmp_path / "result.json").read_text())["chosen"] == {"optimizer.lr": rate}
+    assert capsys.readouterr().out.count(f"learning rate {rate:g}: validation loss") == 1
+    assert (tmp_path / "lr_finder.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "lr_finder.csv").open() as file:
+        assert {row["lr"] for row in csv.DictReader(file)} >= {"1e-05", str(rate), "10.0"}
+    # Plain sgd at its default rate comes to 0.93.
+    assert result.metrics["test/accuracy"] > 0.95
+    module = dlblocks.LitModule.load_from_checkpoint(str(result.best_checkpoint))
+    assert module.lr == rate
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = {row["lr-SGD/pg1"] for row in csv.DictReader(file) if row.get("lr-SGD/pg1")}
+    assert rates <= {str(rate)}
+
+
+def test_the_run_is_that_of_the_rate_given(tmp_path: Path) -> None:
+    found = run(
+        tmp_path / "found", "data=wine", "optimizer.lr=auto", "model.dropout=0.3", "trainer.max_epochs=4"
+    )
+    rate = found.chosen["optimizer.lr"]
+    run(tmp_path / "given", "data=wine", f"optimizer.lr={rate}", "model.dropout=0.3", "trainer.max_epochs=4")
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("found", "given")
+    ]
+    assert all(value.equal(states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("method", ["valley", "steepest", "minimum"])
+def test_other_methods(tmp_path: Path, method: str) -> None:
+    result = run(tmp_path, "optimizer.lr=auto", f"lr_finder.method={method}", "trainer.max_epochs=1")
+    assert 1e-5 < result.chosen["optimizer.lr"] < 1
+
+
+@pytest.mark.parametrize("regime", ["gd", "sgd"])
+def test_regimes(tmp_path: Path, regime: str) -> None:
+    result = run(
+        tmp_path,
+        "data=wine",
+        "optimizer=sgd",
+        "optimizer.lr=auto",
+        f"regime={regime}",
+        "trainer.max_epochs=20",
+    )
+    assert result.metrics["val/accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("scheduler", ["one_cycle", "warmup_cosine", "reduce_on_plateau"])
+def test_the_rate_is_the_schedules_base(tmp_path: Path, scheduler: str) -> None:
+    result = run(
+        tmp_path, "data=wine", f"scheduler={scheduler}", "optimizer=sgd", "optimizer.lr=auto", "trainer.max_epochs=10",
+        "callbacks.lr_monitor.logging_interval=step",
+    )  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as file:
+        rates = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row.get("lr-SGD")]
+    assert max(rates) == pytest.approx(result.chosen["optimizer.lr"], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "muon", "sam", "schedule_free_adamw", "lookahead", "momo"])
+def test_optimizers_of_every_kind(tmp_path: Path, optimizer: str) -> None:
+    if optimizer not in REGISTRY.names("optimizer"):
+        pytest.fail(f"{optimizer} is no optimizer any more")
+    result = run(tmp_path, "data=wine", f"optimizer={optimizer}", "optimizer.lr=auto", "trainer.max_epochs=4")
+    assert result.metrics["val/accuracy"] > 0.6
+
+
+def test_a_run_that_goes_on_keeps_its_rate(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", "data=wine", "optimizer.lr=auto", "trainer.max_epochs=2")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    second = run(
+        tmp_path / "b", "data=wine", "optimizer.lr=auto", "trainer.max_epochs=3", f"ckpt_path={last}"
+    )
+    assert second.chosen == {}
+    kept = torch.load(tmp_path / "b" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["optimizer"]["lr"] == first.chosen["optimizer.lr"]
+    assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == first.chosen["optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lr_finder.method=valley"], r"lr_finder.method=valley: has no effect, .*set optimizer.lr=auto"),
+        (["optimizer.lr=auto", "lr_finder.method=walley"], "Did you mean 'valley'"),
+        (
+            ["optimizer.lr=auto", "lr_finder.min_lr=3", "lr_finder.max_lr=1"],
+            "lr_finder.min_lr=3: must be below",
+        ),
+        (["optimizer.lr=auto", "+lr_finder.stepps=3"], "Did you mean 'steps'"),
+        (["optimizer.lr=otto"], "optimizer.lr=otto: must be a number"),
+        (["+sweep.panel=1"], "sweep.panel: unknown key. Did you mean 'panels'"),
+        (["sweep.panels=[{x:epoch}]"], "must be a list of panels such as"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_message(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, *overrides)
