@@ -15,7 +15,6 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
@@ -29,6 +28,7 @@ from dlblocks.runs import new_folder
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
+from dlblocks.tuning.finder import tell
 from dlblocks.tuning.learning_rate import find_lr
 
 
@@ -160,7 +160,7 @@ def _learning_rate(
     result.chosen["optimizer.lr"] = choice.lr
     if is_main_process():
         choice.save(result.folder)
-        Console(soft_wrap=True).print(choice.explanation, markup=False, highlight=False)
+        tell(choice)
     return choice.lr
 
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import Progress
 
 from dlblocks.errors import UserError, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
-from dlblocks.tuning.batches import Batches, gather, open_loaders, unmoved
+from dlblocks.tuning.batches import Batches, gather
 from dlblocks.tuning.choice import LearningRateChoice
+from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.race import STEPS, ladder, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import base_rates, scale_rates
-from dlblocks.tuning.restore import untouched
 from dlblocks.tuning.trial import Trial
 
 Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
 MIN_RATE, MAX_RATE = 1e-5, 10.0
+WHAT = "finding the learning rate"
 # A range test has so many steps, and runs as often as fits into as many batches, three times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
 # Copies of a net that are kept between the rungs of a race, in bytes of their weights.
@@ -72,20 +67,11 @@ def find_lr(
             that splits the module, or no rate with a finite loss.
     """
     finder = LearningRateFinder(method, min_lr, max_lr, steps, apply=False)
-    # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
-    loaders = unmoved(train_dataloaders, val_dataloaders)
-    with untouched(trainer, module), _detached(module, datamodule), loaders:
-        trainer.callbacks = [finder]  # type: ignore[attr-defined]
-        trainer.loggers = []
-        given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
-        trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
-    if finder.interrupted:
-        raise KeyboardInterrupt
-    assert finder.choice is not None
-    return finder.choice
+    found: LearningRateChoice = find(finder, trainer, module, datamodule, train_dataloaders, val_dataloaders)
+    return found
 
 
-class LearningRateFinder(Callback):
+class LearningRateFinder(Finder):
     """Finds a learning rate when `fit` starts, and trains with it.
 
     The rates in the optimizer and its schedulers are scaled, and an attribute `lr` or `learning_rate` of the
@@ -116,43 +102,14 @@ class LearningRateFinder(Callback):
         if steps < 1:
             raise UserError(f"lr_finder.steps={steps}: must be at least 1.")
         self.method, self.min_lr, self.max_lr, self.steps = method, min_lr, max_lr, steps
-        self.folder = folder
-        self.apply = apply
-        self.choice: LearningRateChoice | None = None
-        self.interrupted = False
+        super().__init__(folder, apply)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.ckpt_path is not None:
-            return
-        try:
-            with untouched(trainer, pl_module), open_loaders(trainer):
-                self.choice = self._search(trainer, pl_module)
-        except KeyboardInterrupt:
-            if self.apply:
-                raise
-            self.interrupted = True
-        if not self.apply:
-            trainer.limit_train_batches = trainer.limit_val_batches = 0
-            return
-        assert self.choice is not None
-        self._apply(trainer, pl_module, self.choice)
-        if trainer.is_global_zero:
-            Console(soft_wrap=True).print(self.choice.explanation, markup=False, highlight=False)
-            if self.folder is not None:
-                self.choice.save(self.folder)
-
-    def _search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise UserError(
-                f"trainer.strategy={type(trainer.strategy).__name__}: splits the module, so that no copy of it"
-                " can be tried. Find the learning rate on one device, or with ddp."
-            )
+    def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
         if self.method == "race":
             return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps)
         return _range_test(trainer, module, self.method, self.min_lr, self.max_lr)
 
-    @staticmethod
-    def _apply(trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
+    def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
         optimizer = trainer.optimizers[0]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         before = base_rates(optimizer)[0]
@@ -230,7 +187,7 @@ def _race(
 
         return start() if weights <= _KEPT_BYTES else _Replayed(start)
 
-    with _progress(planned(len(rates), steps)) as passed:
+    with progress(WHAT, planned(len(rates), steps)) as passed:
         laps = race(rates, enter, steps, passed)
     best = winner(laps)
     if best is None:
@@ -268,7 +225,7 @@ def _range_test(
     # A small set gives few different batches, and one curve of them is noisy.
     count = min(_RANGE_RUNS, max(1, round(_RANGE_RUNS * _RANGE_STEPS * accumulate / (3 * len(train)))))
     before, runs = _losses_before(trainer, module, train), []
-    with _progress(count * _RANGE_STEPS) as passed:
+    with progress(WHAT, count * _RANGE_STEPS) as passed:
         for run in range(count):
             trial, losses = Trial(trainer, module, seed=run), list[float]()
             for i, rate in enumerate(rates):
@@ -305,27 +262,3 @@ def _losses_before(trainer: pl.Trainer, module: pl.LightningModule, train: list[
     trial = Trial(trainer, module)
     losses = [trial.training_loss([batch]) for batch in train]
     return losses if all(map(math.isfinite, losses)) else [0.0] * len(losses)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal of the main process."""
-    console = Console(stderr=True)
-    if getattr(rank_zero_only, "rank", 0) or not console.is_terminal:
-        yield lambda _: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("finding the learning rate", total=total)
-        yield lambda steps: progress.advance(task, steps)
-
-
-@contextmanager
-def _detached(module: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> Iterator[None]:
-    """Module and data module belong afterwards to the Trainer they belonged to."""
-    own, of_data = module._trainer, getattr(datamodule, "trainer", None)
-    try:
-        yield
-    finally:
-        module.trainer = own
-        if datamodule is not None:
-            datamodule.trainer = of_data

@@ -1,0 +1,143 @@
+"""What finders have in common: they run when `fit` starts, on copies, and leave no trace."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import Progress
+
+from dlblocks.errors import UserError
+from dlblocks.tuning.batches import open_loaders, unmoved
+from dlblocks.tuning.restore import untouched
+
+
+class Choice(Protocol):
+    """What a finder found."""
+
+    @property
+    def explanation(self) -> str:
+        """One line that says why."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write picture and table."""
+
+
+class Finder(Callback):
+    """Searches when `fit` starts, and trains with what it finds. A run that goes on from a checkpoint keeps
+    what that was trained with.
+
+    Args:
+        folder: where picture and table go; None for nowhere.
+        apply: train with it. If not, `fit` ends without a step.
+    """
+
+    def __init__(self, folder: str | Path | None, apply: bool) -> None:
+        self.folder = folder
+        self.apply = apply
+        self.choice: Any = None
+        self.interrupted = False
+
+    @abstractmethod
+    def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> Choice:
+        """Find it."""
+
+    @abstractmethod
+    def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: Any) -> None:
+        """Let the run that begins have it."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return
+        try:
+            with untouched(trainer, pl_module), open_loaders(trainer):
+                self.choice = self._searched(trainer, pl_module)
+        except KeyboardInterrupt:
+            if self.apply:
+                raise
+            self.interrupted = True
+        if not self.apply:
+            trainer.limit_train_batches = trainer.limit_val_batches = 0
+            return
+        self.use(trainer, pl_module, self.choice)
+        if trainer.is_global_zero:
+            tell(self.choice)
+            if self.folder is not None:
+                self.choice.save(self.folder)
+
+    def _searched(self, trainer: pl.Trainer, module: pl.LightningModule) -> Choice:
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise UserError(
+                f"trainer.strategy={type(trainer.strategy).__name__}: splits the module, so that no copy of it"
+                " can be tried. Find learning rate and batch size on one device, or with ddp."
+            )
+        return self.search(trainer, module)
+
+
+def find(
+    finder: Finder,
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None,
+    train_dataloaders: Any,
+    val_dataloaders: Any,
+) -> Any:
+    """Let a finder search before `trainer.fit`, with nothing else of the Trainer's in the way.
+
+    Raises:
+        UserError: as the finder, or a launcher whose processes can't tell what they found.
+        KeyboardInterrupt: at Ctrl-C, when everything is as it was.
+    """
+    launcher = trainer.strategy.launcher
+    if launcher is not None and not launcher.is_interactive_compatible and "Multi" in type(launcher).__name__:
+        raise UserError(
+            "trainer.strategy: processes that are spawned end with what they found; give the Trainer the finder"
+            " as a callback, or use strategy=ddp."
+        )
+    # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
+    loaders = unmoved(train_dataloaders, val_dataloaders)
+    with untouched(trainer, module), _detached(module, datamodule), loaders:
+        trainer.callbacks = [finder]  # type: ignore[attr-defined]
+        trainer.loggers = []
+        given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
+        trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
+    if finder.interrupted:
+        raise KeyboardInterrupt
+    return finder.choice
+
+
+def tell(choice: Choice) -> None:
+    """The one line on the terminal."""
+    Console(soft_wrap=True).print(choice.explanation, markup=False, highlight=False)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal of the main process."""
+    console = Console(stderr=True)
+    if getattr(rank_zero_only, "rank", 0) or not console.is_terminal:
+        yield lambda _: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def _detached(module: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> Iterator[None]:
+    """Module and data module belong afterwards to the Trainer they belonged to."""
+    own, of_data = module._trainer, getattr(datamodule, "trainer", None)
+    try:
+        yield
+    finally:
+        module.trainer = own
+        if datamodule is not None:
+            datamodule.trainer = of_data
