@@ -1,8 +1,8 @@
 """Pluggable deep-learning blocks for PyTorch Lightning.
 
 Blocks by name (`activation`, `initializer`, `loss`, `optimizer`, `scheduler`, `model`), the registry
-(`names`, `describe`, `register`), and whole runs (`compose`, `find_lr`, `train`). Nothing here imports torch
-until a block is built.
+(`names`, `describe`, `register`), and whole runs (`compose`, `find_batch_size`, `find_lr`, `train`). Nothing
+here imports torch until a block is built.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from dlblocks.schedulers.build import scheduler
     from dlblocks.surgery import replace_activations
     from dlblocks.training import train
+    from dlblocks.tuning.batch_choice import BatchSizeChoice
+    from dlblocks.tuning.batch_size import BatchSizeFinder, find_batch_size
     from dlblocks.tuning.choice import LearningRateChoice
     from dlblocks.tuning.learning_rate import LearningRateFinder, find_lr
 
 # Public name -> the module that holds it.
 _HOMES = {
+    "BatchSizeChoice": "dlblocks.tuning.batch_choice",
+    "BatchSizeFinder": "dlblocks.tuning.batch_size",
     "Block": "dlblocks.records",
     "LearningRateChoice": "dlblocks.tuning.choice",
     "LearningRateFinder": "dlblocks.tuning.learning_rate",
@@ -40,6 +44,7 @@ _HOMES = {
     "activation": "dlblocks.factory",
     "compose": "dlblocks.hydra.compose",
     "describe": "dlblocks.registry",
+    "find_batch_size": "dlblocks.tuning.batch_size",
     "find_lr": "dlblocks.tuning.learning_rate",
     "initialize": "dlblocks.initializers.apply",
     "initializer": "dlblocks.factory",
@@ -54,6 +59,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchSizeChoice",
+    "BatchSizeFinder",
     "Block",
     "LearningRateChoice",
     "LearningRateFinder",
@@ -65,6 +72,7 @@ __all__ = [
     "activation",
     "compose",
     "describe",
+    "find_batch_size",
     "find_lr",
     "initialize",
     "initializer",

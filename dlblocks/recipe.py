@@ -30,7 +30,15 @@ RUN = (
     Param("debug", False, "bool", "show tracebacks"),
 )
 DATA = (
-    Param("batch_size", 32, "any", "instances for each update"),
+    Param("batch_size", 32, "any", "instances in a batch, of all processes together"),
+    Param("max_batch_size", None, "int", "the largest size that batch_size=auto may take", "[1, inf)"),
+    Param(
+        "effective_batch_size",
+        None,
+        "int",
+        "instances for each update, made up of batches that are accumulated",
+        "[1, inf)",
+    ),
     Param("eval_batch_size", None, "int", "instances at once in validation and test", "[1, inf)"),
     Param("val_fraction", 0.2, "float", "share of the instances for validation", "(0, 1)"),
     Param("test_fraction", 0.2, "float", "share of the instances for the test", "(0, 1)"),
@@ -64,6 +72,15 @@ LR_FINDER = (
     Param("steps", 96, "int", "of the rates that stay in the race to its end", "[1, inf)"),
 )
 
+# Beside the parameters of an optimizer.
+_REFERENCE = Param(
+    "lr_reference_batch_size",
+    None,
+    "int",
+    "the batch size that lr was set for; with another one lr is scaled",
+    "[1, inf)",
+)
+
 # Config key -> kind of block.
 BLOCKS = {
     "model": "model",
@@ -83,7 +100,8 @@ _OPTIONAL = ("ckpt_path", "lr_finder", "sweep")
 class Recipe:
     """A checked recipe. Blocks are `{name: ..., params}` mappings, or `auto` where they follow from others.
 
-    `lr_finder` says how the learning rate is found; it is None where the recipe gives one.
+    `lr_finder` says how the learning rate is found; it is None where the recipe gives one. `batches` has the keys
+    `auto`, `max_size`, `effective` and `lr_reference`.
     """
 
     run: Mapping[str, Any]
@@ -94,6 +112,7 @@ class Recipe:
     callbacks: Mapping[str, Any]
     logger: Mapping[str, Any]
     lr_finder: Mapping[str, Any] | None
+    batches: Mapping[str, Any]
     plain: Mapping[str, Any]
 
 
@@ -111,20 +130,24 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
             f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
         )
     run = {p.name: p.check(recipe.get(p.name), p.name) for p in RUN}
-    optimizer, found = _without_auto(recipe["optimizer"])
+    optimizer, reference = _without_reference(recipe["optimizer"])
+    optimizer, found = _without_auto(optimizer)
     specs = {**recipe, "optimizer": optimizer}
     blocks = {key: _block(kind, key, specs[key]) for key, kind in BLOCKS.items()}
     dataset, data = _data(recipe["data"], run["regime"])
+    trainer = _trainer(recipe["trainer"])
+    batches = _batches(data, trainer, reference, found)
     _check_sweep(recipe.get("sweep"))
     return Recipe(
         run=run,
         blocks=blocks,
         dataset=dataset,
         data=data,
-        trainer=_trainer(recipe["trainer"]),
+        trainer=trainer,
         callbacks=_group(recipe["callbacks"], "callbacks"),
         logger=_group(recipe["logger"], "logger"),
         lr_finder=_lr_finder(recipe.get("lr_finder"), found),
+        batches=batches,
         plain=recipe,
     )
 
@@ -144,6 +167,51 @@ def _block(kind: str, key: str, spec: Any) -> Any:
     if key == "loss":
         contract(spec)  # the terms of a sum, which its parameters alone can't tell
     return spell_out_with_rules(spec, key) if key == "init" else spell_out(kind, spec, key)
+
+
+def _without_reference(spec: Any) -> tuple[Any, int | None]:
+    """An optimizer without `lr_reference_batch_size`, and that."""
+    if not isinstance(spec, Mapping) or _REFERENCE.name not in spec:
+        return spec, None
+    reference = _REFERENCE.check(spec[_REFERENCE.name], f"optimizer.{_REFERENCE.name}")
+    return {key: value for key, value in spec.items() if key != _REFERENCE.name}, reference
+
+
+def _batches(
+    data: dict[str, Any], trainer: dict[str, Any], reference: int | None, found: bool
+) -> dict[str, Any]:
+    """What is said of batch sizes, taken out of the data's settings; with an accumulation that follows from it."""
+    size, largest, effective = (
+        data["batch_size"],
+        data.pop("max_batch_size"),
+        data.pop("effective_batch_size"),
+    )
+    auto = size == "auto"
+    if auto:
+        data["batch_size"] = "full"  # until one is found
+    elif largest is not None:
+        raise UserError(
+            f"data.max_batch_size={largest}: has no effect, since the size is given; set data.batch_size=auto."
+        )
+    if reference is not None and found:
+        raise UserError(
+            f"optimizer.{_REFERENCE.name}={reference}: has no effect, since optimizer.lr=auto finds the rate at the"
+            " size that is trained with."
+        )
+    if effective is not None:
+        if trainer.get("accumulate_grad_batches", 1) != 1:
+            raise UserError(
+                f"data.effective_batch_size={effective}: says how many batches are accumulated; leave out"
+                f" trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}."
+            )
+        if not auto and (size == "full" or effective % size):
+            raise UserError(
+                f"data.effective_batch_size={effective}: must be a multiple of data.batch_size={size}; or set"
+                " data.batch_size=auto."
+            )
+        if not auto:
+            trainer["accumulate_grad_batches"] = effective // size
+    return {"auto": auto, "max_size": largest, "effective": effective, "lr_reference": reference}
 
 
 def _without_auto(spec: Any) -> tuple[Any, bool]:
@@ -233,10 +301,10 @@ def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _batch_size(size: Any, regime: str) -> int | str:
     whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    if size != "full" and not whole:
+    if size not in ("full", "auto") and not whole:
         raise UserError(
-            f"data.batch_size={size}: must be a whole number of at least 1 (default 32), or full for the whole"
-            " training set."
+            f"data.batch_size={size}: must be a whole number of at least 1 (default 32), full for the whole"
+            " training set, or auto to find one."
         )
     expected = {"gd": "full", "sgd": 1}.get(regime, size)
     if size != expected:

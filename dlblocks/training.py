@@ -15,6 +15,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
@@ -28,8 +29,10 @@ from dlblocks.runs import new_folder
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
+from dlblocks.tuning.batch_size import find_batch_size
 from dlblocks.tuning.finder import tell
 from dlblocks.tuning.learning_rate import find_lr
+from dlblocks.tuning.scaling import rescaled, rule_of
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -79,7 +82,8 @@ def _train(recipe: Recipe, result: Result) -> None:
         data = build_data(recipe)
     with _timed(result, "build"):
         module = build_module(recipe, data)
-        _check_batch_norm(module, data)
+        if not recipe.batches["auto"]:
+            _check_batch_norm(module, data)
         result.task = module.task.name
         result.parameters = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
         metric, mode = module.task.main_metric
@@ -92,6 +96,11 @@ def _train(recipe: Recipe, result: Result) -> None:
             build_loggers(recipe.logger, words),
             folder,
         )
+    if recipe.batches["auto"]:
+        with _timed(result, "batch_size_finder"), _quiet():
+            _set_batch_size(recipe, trainer, module, data, result)
+    if recipe.batches["lr_reference"] is not None:
+        _rescale(recipe.batches["lr_reference"], trainer, module, data, result)
     if recipe.lr_finder is not None:
         with _timed(result, "lr_finder"), _quiet():
             module.lr = _learning_rate(recipe, trainer, module, data, result)
@@ -164,6 +173,47 @@ def _learning_rate(
     return choice.lr
 
 
+def _set_batch_size(
+    recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+) -> None:
+    """Find the size for `data.batch_size=auto`, show and keep it, and train with it."""
+    choice = find_batch_size(
+        trainer,
+        module,
+        data,
+        max_size=recipe.batches["max_size"],
+        effective=recipe.batches["effective"],
+        class_counts=list(data.class_counts.values()) or None,
+        allowed=lambda size: not _normalises_alone(module, data, size),
+    )
+    data.batch_size = choice.size
+    trainer.accumulate_grad_batches = choice.accumulate
+    trainer.log_every_n_steps = _logged_every_epoch(recipe.trainer, data)["log_every_n_steps"]  # type: ignore[attr-defined]
+    result.chosen["data.batch_size"] = choice.size
+    if recipe.batches["effective"] is not None:
+        result.chosen["trainer.accumulate_grad_batches"] = choice.accumulate
+    if is_main_process():
+        choice.save(result.folder)
+        tell(choice)
+
+
+def _rescale(
+    reference: int, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+) -> None:
+    """Let the rate follow the batch size, and say so."""
+    size = data.train_batch_size * trainer.accumulate_grad_batches
+    rule = rule_of(module.hparams["optimizer"]["name"])
+    before = module.lr
+    module.lr = result.chosen["optimizer.lr"] = rescaled(before, reference, size, rule)
+    if is_main_process():
+        Console(soft_wrap=True).print(
+            f"learning rate {module.lr:.4g}: {before:g} was set for batches of {reference}, these have {size}; it"
+            f" follows their {'ratio' if rule == 'linear' else 'square root'} ({rule} rule).",
+            markup=False,
+            highlight=False,
+        )
+
+
 def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dict[str, Any]:
     """At least one logged step in each epoch, however few steps it has."""
     every = int(trainer.get("log_every_n_steps", 50))
@@ -176,14 +226,20 @@ def _check_batch_norm(module: LitModule, data: TableDataModule) -> None:
     Raises:
         UserError: some training batch has one instance, and with it some layer one value.
     """
-    size, rest = data.train_batch_size, 0 if data.drop_last else data.n_train % data.train_batch_size
-    if 1 in (size, rest) and _normalises_single_values(module):
+    size = data.train_batch_size
+    if _normalises_alone(module, data, size):
         which = "each batch has" if size == 1 else "the last batch of an epoch has"
         own = ", or model.norm=layer" if "norm" in module.hparams.get("model", {}) else ""
         raise UserError(
             f"data.batch_size={size}: {which} one instance, which batch normalisation can't normalise. Use"
             f" {'a larger batch' if size == 1 else 'data.drop_last=true'}{own}."
         )
+
+
+def _normalises_alone(module: LitModule, data: TableDataModule, size: int) -> bool:
+    """Whether, with batches of a size, some layer would normalise a single value."""
+    rest = 0 if data.drop_last else data.n_train % size
+    return 1 in (size, rest) and _normalises_single_values(module)
 
 
 def _normalises_single_values(module: LitModule) -> bool:

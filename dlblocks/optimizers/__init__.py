@@ -27,14 +27,18 @@ def _entry(
     *params: Param,
     decay: Literal["l2", "decoupled"] = "l2",
     linear_in_lr: bool = True,
+    gradient_descent: bool = False,
     **about: Any,
 ) -> Block:
+    tags = {"elementwise": True, "linear_in_lr": linear_in_lr, "closure": False, "kind_of_decay": decay}
+    if gradient_descent:
+        tags["gradient_descent"] = True  # its steps are in proportion to g
     return Block(
         kind="optimizer",
         name=name,
         target=target,
         params=(*params, DECAY_NORM_AND_BIAS, IMPLEMENTATION),
-        tags={"elementwise": True, "linear_in_lr": linear_in_lr, "closure": False, "kind_of_decay": decay},
+        tags=tags,
         **about,
     )
 
@@ -48,6 +52,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("dampening", 0.0, "float", "share of g that does not enter the momentum", "[0, 1]"),
         decay(),
         Param("nesterov", False, "bool", "look ahead along the momentum; needs momentum > 0"),
+        gradient_descent=True,
         aliases=("gd",),
         summary="(Mini-batch) gradient descent, with momentum if asked; GD is a batch of all instances.",
         formula="b_1 = g, b_t = momentum * b_(t-1) + (1 - dampening) * g; theta -= lr * b_t;"
@@ -226,6 +231,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("t0", 1e6, "float", "step at which the averaging begins", "[0, inf)"),
         decay(),
         linear_in_lr=False,
+        gradient_descent=True,
         aliases=("averaged_sgd",),
         summary="SGD with a falling rate, which keeps the average of theta in its state.",
         formula="theta = (1 - lambd * eta_t) theta - eta_t g; eta_t = lr / (1 + lambd * lr * (t - 1))^alpha;"

@@ -81,7 +81,4 @@ class BatchSizeChoice:
             axes.minorticks_off()
             axes.grid(alpha=0.3)
             axes.legend()
-        for measured in self.measured:
-            if not measured.fits:
-                axes.axvspan(measured.size, measured.size, color="red", label="did not fit")
         figure.savefig(path, dpi=120)

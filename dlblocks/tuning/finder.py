@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
@@ -96,8 +97,7 @@ def find(
         UserError: as the finder, or a launcher whose processes can't tell what they found.
         KeyboardInterrupt: at Ctrl-C, when everything is as it was.
     """
-    launcher = trainer.strategy.launcher
-    if launcher is not None and not launcher.is_interactive_compatible and "Multi" in type(launcher).__name__:
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise UserError(
             "trainer.strategy: processes that are spawned end with what they found; give the Trainer the finder"
             " as a callback, or use strategy=ddp."

@@ -28,9 +28,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def release(device: torch.device) -> None:
-    """Give back what is no longer referred to."""
-    gc.collect()
+def release(device: torch.device, broken: bool = False) -> None:
+    """Give the device back what is no longer referred to; after a `broken` step also what is only by a cycle."""
+    if broken:
+        gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -32,13 +32,19 @@ class Trial:
         module: the module to copy; it is only read.
         rate: the learning rate of the first parameter group; the others keep their ratio to it.
         seed: of what the steps draw, such as dropout masks; trials of the same seed draw the same.
+        alone: take no part in the talk of several processes, so that one of them may fail.
 
     Raises:
         UserError: the module optimises by hand, or has not exactly one optimizer.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, module: pl.LightningModule, rate: float | None = None, seed: int = 0
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        rate: float | None = None,
+        seed: int = 0,
+        alone: bool = False,
     ) -> None:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
@@ -48,6 +54,7 @@ class Trial:
         if (scaler := getattr(self._precision, "scaler", None)) is not None:
             self._precision.scaler = copy.deepcopy(scaler)  # type: ignore[attr-defined]
         self.seed = seed
+        self._processes = 1 if alone else trainer.world_size
         self.steps = 0
         self.optimizer = self._optimizer()
         self._bases = base_rates(self.optimizer)
@@ -86,6 +93,21 @@ class Trial:
         self._precision.optimizer_step(self.optimizer, model=self.module, closure=closure)
         self.steps += 1
         return self._mean(torch.stack(losses).mean())
+
+    def gradient_lengths(self, batches: Sequence[Any]) -> tuple[float, float]:
+        """The mean squared length of the gradients of some batches, and that of their mean gradient."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        lengths, total = [], [torch.zeros_like(p) for p in parameters]
+        for batch in batches:
+            self.optimizer.zero_grad()
+            self.module.backward(self._loss(batch))
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
+            lengths.append(sum(float(g.square().sum()) for g in gradients))
+            for summed, gradient in zip(total, gradients, strict=True):
+                summed += gradient
+        self.optimizer.zero_grad()
+        whole = sum(float((summed / len(batches)).square().sum()) for summed in total)
+        return sum(lengths) / len(lengths), whole
 
     def validate(self, batches: Sequence[Any]) -> float | None:
         """The mean validation loss on some batches, over all processes: what `validation_step` returns, or
@@ -155,19 +177,19 @@ class Trial:
 
     def _share_gradients(self) -> None:
         """The mean gradient of all processes, as DistributedDataParallel leaves it."""
-        if self.trainer.world_size == 1:
+        if self._processes == 1:
             return
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     distributed.all_reduce(parameter.grad)
-                    parameter.grad /= self.trainer.world_size
+                    parameter.grad /= self._processes
 
     def _mean(self, value: Tensor) -> float:
-        if self.trainer.world_size > 1:
+        if self._processes > 1:
             value = value.to(self.trainer.strategy.root_device, copy=True).float()
             distributed.all_reduce(value)
-            value = value / self.trainer.world_size
+            value = value / self._processes
         number = float(value)
         return number if math.isfinite(number) else math.nan
 

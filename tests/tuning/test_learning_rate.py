@@ -449,6 +449,11 @@ def test_two_processes_agree_and_find_what_one_finds(tmp_path: Path) -> None:
     assert [lap[2] for lap in first] == pytest.approx([lap[2] for lap in one], rel=1e-3)
 
 
+def test_spawned_processes_could_not_tell() -> None:
+    with pytest.raises(UserError, match="give the Trainer the finder as a callback"):
+        find_lr(trainer(devices=2, strategy="ddp_spawn"), Foreign(), train_dataloaders=loader())
+
+
 def test_spawned_processes_find_and_train(tmp_path: Path) -> None:
     lines = processes(tmp_path, "2", "ddp_spawn")
     assert sum(line.startswith("learning rate") for line in lines) == 1
