@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -158,14 +158,15 @@ class BatchSizeFinder(Finder):
 
     def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer) -> list[Measured]:
         device = trainer.strategy.root_device
-        free = memory.available(device)
+        # What the process holds now counts as its own; the C library keeps memory that was given back.
+        room = _Room(memory.in_use(device), memory.available(device))
         measured: list[Measured] = []
         sizes = [size for size in self._candidates(trainer) if self.allowed(size)]
         with progress("finding the batch size", len(sizes)) as passed:
             for size in sizes:
-                if not _may_fit(measured, size, free) or _is_past(measured):
+                if not _may_fit(measured, size, room.free) or _is_past(measured):
                     break
-                one = self._run(trainer, module, resizer, size, free)
+                one = self._run(trainer, module, resizer, size, room)
                 passed(1)
                 if one is None:
                     break
@@ -173,7 +174,7 @@ class BatchSizeFinder(Finder):
                 if not one.fits:
                     break
         if self.sizes is None and measured and not measured[0].fits and measured[0].size > 1:
-            single = self._run(trainer, module, resizer, 1, free)
+            single = self._run(trainer, module, resizer, 1, room)
             measured = [single, *measured] if single is not None else measured
         return measured
 
@@ -198,13 +199,12 @@ class BatchSizeFinder(Finder):
         return [power for power in powers if power >= world] or [1]
 
     def _run(
-        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int, free: int | None
+        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int, room: _Room
     ) -> Measured | None:
         """What a size does; None if the training set has fewer instances."""
         device = trainer.strategy.root_device
         memory.release(device)
         memory.start_peak(device)
-        before = memory.in_use(device)
         fits, whole, seconds, updates = True, True, math.inf, 0
         try:
             trials = self._batches(trainer, resizer, size)
@@ -216,9 +216,9 @@ class BatchSizeFinder(Finder):
             if not memory.is_out_of_memory(error):
                 raise
             fits = False
-        taken = max(0, memory.peak(device) - before)
+        taken = max(0, memory.peak(device) - room.used)
         memory.release(device, broken=not fits)
-        fits = fits and (free is None or taken <= MARGIN * free)
+        fits = fits and (room.free is None or taken <= MARGIN * room.free)
         # Every process has to come to the same size: it fits where it fits all, and is as fast as the slowest.
         fits, whole = bool(_least(trainer, float(fits))), bool(_least(trainer, float(whole)))
         if not whole:
@@ -250,10 +250,12 @@ class BatchSizeFinder(Finder):
         if not trainer.num_training_batches:
             return None
         batches = gather(trainer, _GRADIENTS)
-        got = count(batches.train[0])
+        served = batches.train if batches.validation else [*batches.judged, *batches.train]
+        got = max(map(count, served))
         expected = size * _copies(trainer) / trainer.world_size
         if abs(got - expected) < 1:
-            return batches.train, batches.judged[:1] if batches.validation else []
+            whole = [batch for batch in served if count(batch) == got]
+            return whole, batches.judged[:1] if batches.validation else []
         if got < expected and trainer.num_training_batches == 1:
             return None
         raise UserError(
@@ -266,9 +268,16 @@ class BatchSizeFinder(Finder):
     ) -> float | None:
         trials = self._batches(trainer, resizer, size)
         assert trials is not None
-        batches = [batch for batch in trials[0] if count(batch) == count(trials[0][0])][:_GRADIENTS]
+        batches = trials[0][:_GRADIENTS]
         small, large = Trial(trainer, module, alone=True).gradient_lengths(batches)
         return noise_scale(small, large, count(batches[0]), len(batches))
+
+
+class _Room(NamedTuple):
+    """Bytes in use, and bytes that are free, before the first size; None where that is not known."""
+
+    used: int
+    free: int | None
 
 
 def _copies(trainer: pl.Trainer) -> int:

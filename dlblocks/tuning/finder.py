@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.batches import open_loaders, unmoved
-from dlblocks.tuning.restore import untouched
+from dlblocks.tuning.restore import generators_of, unmoved_generators, untouched
 
 
 class Choice(Protocol):
@@ -103,8 +103,10 @@ def find(
             " as a callback, or use strategy=ddp."
         )
     # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
+    # What is set up before this finder's turn, such as a schedule that counts batches, may draw from these.
+    generators = unmoved_generators([*generators_of(module), *generators_of(datamodule)])
     loaders = unmoved(train_dataloaders, val_dataloaders)
-    with untouched(trainer, module), _detached(module, datamodule), loaders:
+    with untouched(trainer, module), _detached(module, datamodule), generators, loaders:
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
         trainer.loggers = []
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}

@@ -71,16 +71,32 @@ def same_order(loader: Any) -> Iterator[None]:
     Put back: the state of a loader that has one (`state_dict`), and the generators of a `DataLoader` and
     its samplers.
     """
-    generators = [generator for generator in _generators(loader) if generator is not None]
-    states = [generator.get_state() for generator in generators]
     place = loader.state_dict() if _stateful(loader) else None
+    try:
+        with unmoved_generators([generator for generator in _generators(loader) if generator is not None]):
+            yield
+    finally:
+        if place is not None:
+            loader.load_state_dict(place)
+
+
+def generators_of(owner: Any) -> list[torch.Generator]:
+    """The generators that a module or data module holds, by itself or in loaders that it keeps."""
+    values = vars(owner).values() if owner is not None else ()
+    held = [value for value in values if isinstance(value, torch.Generator)]
+    of_loaders = [generator for value in values for generator in _generators(value)]
+    return [*held, *(generator for generator in of_loaders if generator is not None)]
+
+
+@contextmanager
+def unmoved_generators(generators: list[torch.Generator]) -> Iterator[None]:
+    """Put the states of some generators back."""
+    states = [generator.get_state() for generator in generators]
     try:
         yield
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        if place is not None:
-            loader.load_state_dict(place)
 
 
 def _stateful(loader: Any) -> bool:
