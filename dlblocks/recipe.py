@@ -137,6 +137,11 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     dataset, data = _data(recipe["data"], run["regime"])
     trainer = _trainer(recipe["trainer"])
     batches = _batches(data, trainer, reference, found)
+    if batches["auto"] and run["ckpt_path"] is not None:
+        raise UserError(
+            "data.batch_size=auto: a run that goes on from a checkpoint keeps its size; set data.batch_size to the"
+            " one in its result.json."
+        )
     _check_sweep(recipe.get("sweep"))
     return Recipe(
         run=run,

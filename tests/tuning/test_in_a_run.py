@@ -1,4 +1,4 @@
-"""`optimizer.lr=auto` in whole runs."""
+"""`optimizer.lr=auto` and `data.batch_size=auto` in whole runs."""
 
 from __future__ import annotations
 
@@ -100,6 +100,81 @@ def test_a_run_that_goes_on_keeps_its_rate(tmp_path: Path) -> None:
     assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == first.chosen["optimizer.lr"]
 
 
+# Batch sizes.
+
+
+def test_both_are_found_the_size_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path, "data.batch_size=auto", "optimizer.lr=auto", "trainer.max_epochs=8")
+    size, rate = result.chosen["data.batch_size"], result.chosen["optimizer.lr"]
+    told = capsys.readouterr().out
+    assert told.index(f"batch size {size}: ") < told.index(f"learning rate {rate:g}: ")
+    assert size & (size - 1) == 0
+    assert result.steps == 8 * -(-1078 // size)
+    assert (tmp_path / "batch_size_finder.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "batch_size_finder.csv").exists()
+    assert result.metrics["test/accuracy"] > 0.94
+
+
+def test_the_run_at_a_found_size_is_that_of_the_size_given(tmp_path: Path) -> None:
+    found = run(
+        tmp_path / "found", "data=wine", "data.batch_size=auto", "trainer.max_epochs=3", "model.dropout=0.2"
+    )
+    size = found.chosen["data.batch_size"]
+    run(
+        tmp_path / "given",
+        "data=wine",
+        f"data.batch_size={size}",
+        "trainer.max_epochs=3",
+        "model.dropout=0.2",
+    )
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("found", "given")
+    ]
+    assert all(value.equal(states[1][key]) for key, value in states[0].items())
+
+
+def test_the_largest_size(tmp_path: Path) -> None:
+    result = run(tmp_path, "data.batch_size=auto", "data.max_batch_size=10", "trainer.max_epochs=1")
+    assert result.chosen["data.batch_size"] <= 8
+
+
+def test_no_size_that_leaves_a_single_instance_to_batch_norm(tmp_path: Path) -> None:
+    """Of 105 instances, 8 to a batch leave one."""
+    overrides = ("data=wine", "data.val_fraction=0.2", "data.test_fraction=0.21", "model.norm=batch")
+    result = run(tmp_path, *overrides, "data.batch_size=auto", "trainer.max_epochs=1")
+    rest = result.parameters and 105 % result.chosen["data.batch_size"]
+    assert rest != 1
+
+
+@pytest.mark.parametrize("size", ["32", "auto"])
+def test_an_effective_size(tmp_path: Path, size: str) -> None:
+    result = run(tmp_path, f"data.batch_size={size}", "data.effective_batch_size=96", "trainer.max_epochs=2")
+    accumulate = result.chosen.get("trainer.accumulate_grad_batches", 3)
+    found = result.chosen.get("data.batch_size", 32)
+    assert accumulate * found == 96
+    batches = -(-1078 // found)
+    assert result.steps == 2 * -(-batches // accumulate)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("sgd", 0.01 * 64 / 16), ("adamw", 0.001 * (64 / 16) ** 0.5)]
+)
+def test_the_rate_follows_the_size(
+    tmp_path: Path, optimizer: str, rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(
+        tmp_path,
+        f"optimizer={optimizer}",
+        "optimizer.lr_reference_batch_size=16",
+        "data.batch_size=64",
+        "trainer.max_epochs=1",
+    )
+    assert result.chosen["optimizer.lr"] == pytest.approx(rate)
+    assert "was set for batches of 16, these have 64" in capsys.readouterr().out
+    assert dlblocks.LitModule.load_from_checkpoint(str(result.best_checkpoint)).lr == pytest.approx(rate)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -111,6 +186,20 @@ def test_a_run_that_goes_on_keeps_its_rate(tmp_path: Path) -> None:
         ),
         (["optimizer.lr=auto", "+lr_finder.stepps=3"], "Did you mean 'steps'"),
         (["optimizer.lr=otto"], "optimizer.lr=otto: must be a number"),
+        (["data.max_batch_size=64"], r"data.max_batch_size=64: has no effect, .*data.batch_size=auto"),
+        (["data.effective_batch_size=100"], "must be a multiple of data.batch_size=32"),
+        (
+            ["data.effective_batch_size=64", "trainer.accumulate_grad_batches=2"],
+            "leave out trainer.accumulate",
+        ),
+        (["data.batch_size=auto", "regime=gd"], "regime=gd takes the whole training set"),
+        (["data.batch_size=auto", "ckpt_path=x"], "keeps its size"),
+        (
+            ["optimizer.lr=auto", "optimizer.lr_reference_batch_size=8"],
+            "has no effect, since optimizer.lr=auto",
+        ),
+        (["optimizer.lr_reference_batch_size=0"], "optimizer.lr_reference_batch_size=0"),
+        (["optimizer=lbfgs", "optimizer.lr_reference_batch_size=8"], "no rule is known"),
         (["+sweep.panel=1"], "sweep.panel: unknown key. Did you mean 'panels'"),
         (["sweep.panels=[{x:epoch}]"], "must be a list of panels such as"),
     ],
