@@ -139,7 +139,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any], Callable[[Tensor], tuple[Tensor, ..
     ),
 }
 SUMMED = ("kl_divergence", "kl_divergence_with_log_targets", "generalized_kl_divergence")  # over the classes
-# In test_differences.
+# In test_optimizer_differences.
 LOSSES_THAT_DIFFER = {
     "l2_loss", "ranking_softmax_loss", "multiclass_generalized_dice_loss", "ntxent", "triplet_margin_loss"
 }  # fmt: skip
@@ -231,7 +231,7 @@ DESCENTS: dict[str, tuple[str, dict[str, Any]]] = {
 # Numbers that one of the two keeps in float32: nadam's product of the momenta, the decay rate of adafactor, the
 # sums of prodigy and dadapt_adamw.
 IN_FLOAT32 = {"adafactor", "dadapt_adamw", "nadamw", "prodigy"}
-# In test_differences.
+# In test_optimizer_differences.
 OPTIMIZERS_THAT_DIFFER = {"acprop", "adan", "amsgrad", "lars", "nadam", "rprop", "sophia"}
 MATRIX_OPTIMIZERS_THAT_DIFFER = {"lars with decay", "muon with nesterov"}
 DESCENTS_THAT_DIFFER = {"lbfgs"}

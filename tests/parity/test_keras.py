@@ -368,7 +368,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 # Those that treat a matrix as one.
 OF_MATRICES = ("Lamb", "Adafactor", "Muon")
-# In test_differences.
+# In test_optimizer_differences.
 OPTIMIZERS_THAT_DIFFER = {"ScheduleFreeAdamW"}
 NOT_OPTIMIZERS = {
     "Optimizer": "the base class",
