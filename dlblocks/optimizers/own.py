@@ -90,6 +90,19 @@ BLOCKS: tuple[Block, ...] = (
         source="Neelakantan et al. 2015, arXiv:1511.06807",
     ),
     entry(
+        "adgd",
+        "adgd:AdGD",
+        lr(1.0),
+        Param("first", 1e-6, "float", "the first rate", "(0, inf)"),
+        decay(),
+        decay="l2",
+        summary="Gradient descent whose rate is an estimate of the curvature along its path; lr stays 1.",
+        formula="r_t = min(sqrt(1 + r_(t-1) / r_(t-2)) r_(t-1), |theta_t - theta_(t-1)| / (2 |g_t - g_(t-1)|));"
+        " theta -= lr * r_t * g; norms over all parameters",
+        source="Malitsky & Mishchenko 2019, arXiv:1910.09529",
+        note="for gradients without noise: the whole data as one batch",
+    ),
+    entry(
         "dog",
         "distance:DoG",
         lr(1.0),

@@ -47,7 +47,7 @@ def _acc_sgd(g: Array, w: Array) -> Array:  # noqa: ARG001
 FIRST_STEP: dict[str, Callable[[Array, Array], Array]] = {
     # What momentum has is the gradient.
     **dict.fromkeys(
-        ("sgdw", "sgdp", "adgd", "qhm", "aggmo", "pid", "adai", "msvag", "schedule_free_sgd"),
+        ("sgdw", "sgdp", "qhm", "aggmo", "pid", "adai", "msvag", "schedule_free_sgd"),
         lambda g, w: g,  # noqa: ARG005
     ),
     "acc_sgd": _acc_sgd,

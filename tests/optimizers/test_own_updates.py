@@ -298,6 +298,19 @@ def adagrad_norm(theta: Array, lr, b_0, weight_decay):
         yield theta
 
 
+def adgd(theta: Array, lr, first, weight_decay):
+    rate, growth, last = first, np.inf, None
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        if last is not None:
+            measured = np.linalg.norm(theta - last[0]) / (2 * np.linalg.norm(g - last[1]))
+            before, rate = rate, min(np.sqrt(1 + growth) * rate, measured)
+            growth = rate / before
+        last = theta, g
+        theta = theta - lr * rate * g
+        yield theta
+
+
 def normalized_sgd(theta: Array, lr, momentum, weight_decay):
     m = None
     while True:
@@ -333,6 +346,7 @@ REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
     psgld: [{"temperature": 0.0}, {"temperature": 0.0, "lr": 0.1, "alpha": 0.8, "eps": 0.1, **_DECAY}],
     sgd_hd: [{}, {"lr": 0.1, "hyper_lr": 0.01}],
     adam_hd: [{}, {**_SHORT, "hyper_lr": 0.01}],
+    adgd: [{}, {"lr": 0.5, "first": 0.2, **_DECAY}],
     adagrad_norm: [{}, {"lr": 0.5, "b_0": 2.0, **_DECAY}],
     normalized_sgd: [{}, {"lr": 0.1, "momentum": 0.5, **_DECAY}],
 }
