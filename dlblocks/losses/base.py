@@ -239,11 +239,13 @@ def log_probability(input: Tensor, target: Tensor) -> Tensor:
     return -F.nll_loss(input.log_softmax(1), target, reduction="none")
 
 
-def focused(log_p: Tensor, gamma: float) -> Tensor:
-    """`-(1 - p)^gamma log p`."""
-    # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
-    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
-    return -(rest**gamma) * log_p
+def focused(cost: Tensor, gamma: float) -> Tensor:
+    """`(1 - p)^gamma cost` of `cost = -log p`."""
+    rest = -torch.expm1(-cost)
+    if gamma < 1:
+        # Kept off zero, where the gradient of such a power is infinite; the cost is as small there.
+        rest = rest.clamp_min(torch.finfo(cost.dtype).eps)
+    return rest**gamma * cost
 
 
 def turned(input: Tensor, target: Tensor) -> Tensor:
