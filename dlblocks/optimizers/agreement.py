@@ -14,13 +14,13 @@ from dlblocks.optimizers.base import Group, State, TensorOptimizer, adam_directi
 class PowerSign(TensorOptimizer):
     """Gradients times a power of their agreement with the momentum (Bello et al. 2017, arXiv:1709.07417).
 
-    `m_t = beta m_(t-1) + (1 - beta) g`; `theta -= lr * base^(sign(g) sign(m_t)) * g`.
+    `m_t = beta m_(t-1) + (1 - beta) g`; `theta -= lr * factor^(sign(g) sign(m_t)) * g`.
 
     Args:
         params: parameters or groups.
         lr: learning rate.
         beta: decay rate of the average of g.
-        base: factor where g and m agree; its inverse where they don't.
+        factor: factor where g and m agree; its inverse where they don't.
         weight_decay: strength of the l2 decay.
     """
 
@@ -29,15 +29,15 @@ class PowerSign(TensorOptimizer):
         params: Iterable[Any],
         lr: float = 0.01,
         beta: float = 0.9,
-        base: float = 2.718281828459045,
+        factor: float = 2.718281828459045,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr=lr, beta=beta, base=base, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, beta=beta, factor=factor, weight_decay=weight_decay)
 
     def update(self, theta: Tensor, g: Tensor, state: State, group: Group) -> None:
         g = decayed(theta, g, group)
         agreement = g.sign() * averaged(state, "exp_avg", g, group["beta"]).sign()
-        theta.addcmul_(torch.pow(group["base"], agreement), g, value=-group["lr"])
+        theta.addcmul_(torch.pow(group["factor"], agreement), g, value=-group["lr"])
 
 
 class AddSign(TensorOptimizer):

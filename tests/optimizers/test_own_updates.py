@@ -224,12 +224,12 @@ def simplified_ademamix(theta: Array, lr, betas, alpha, eps, weight_decay):
         yield theta
 
 
-def powersign(theta: Array, lr, beta, base, weight_decay):
+def powersign(theta: Array, lr, beta, factor, weight_decay):
     m = np.zeros(SIZE)
     while True:
         g = gradient(theta) + weight_decay * theta
         m = beta * m + (1 - beta) * g
-        theta = theta - lr * np.where(g * m > 0, base, 1 / base) * g
+        theta = theta - lr * np.where(g * m > 0, factor, 1 / factor) * g
         yield theta
 
 
@@ -339,7 +339,7 @@ REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
     adamaxw: [{}, {**_SHORT, **_DECAY}],
     adopt: [{}, {"lr": 0.05, "betas": [0.7, 0.8], "eps": 0.5, **_DECAY}],
     simplified_ademamix: [{}, {**_SHORT, "alpha": 2.0, **_DECAY}],
-    powersign: [{}, {"lr": 0.2, "beta": 0.6, "base": 2.0, **_DECAY}],
+    powersign: [{}, {"lr": 0.2, "beta": 0.6, "factor": 2.0, **_DECAY}],
     addsign: [{}, {"lr": 0.2, "beta": 0.6, "alpha": 1.5, **_DECAY}],
     cautious_adamw: [{}, {**_SHORT, "lr": 0.5, **_DECAY}],
     sgld: [{"temperature": 0.0}, {"temperature": 0.0, "lr": 0.1, **_DECAY}],
