@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from dlblocks.errors import UserError
 
+_NARROW = frozenset({torch.float16, torch.bfloat16})
+
 
 class ReducedLoss(nn.Module, ABC):
     """What every loss has: a checked reduction, and its parameters in its representation.
@@ -61,17 +63,20 @@ class Loss(ReducedLoss):
 
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         self.check(input, target)
-        input = wide(input)
+        kind = input.dtype
+        if kind in _NARROW:
+            input, kind = input.float(), torch.float32
         if target.shape != input.shape:
             target = self.typed(target, input)
-        elif target.dtype != input.dtype:
-            target = target.to(input.dtype)
-        device = input.device.type
-        # Entering a context costs more than the loss of a small batch; outside autocast there is no need.
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return self._weighted(input, target, sample_weight)
-        with torch.autocast(device, enabled=False):
-            return self._weighted(input, target, sample_weight)
+        elif target.dtype is not kind:
+            target = target.to(kind)
+        # Entering a context costs more than the loss of a small batch; so does the name of a device.
+        device = "cpu" if input.is_cpu else input.device.type
+        available = device == "cpu" or torch.amp.is_autocast_available(device)
+        if available and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._weighted(input, target, sample_weight)
+        return self._weighted(input, target, sample_weight)
 
     def _weighted(self, input: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         if sample_weight is None:
@@ -234,11 +239,13 @@ def log_probability(input: Tensor, target: Tensor) -> Tensor:
     return -F.nll_loss(input.log_softmax(1), target, reduction="none")
 
 
-def focused(log_p: Tensor, gamma: float) -> Tensor:
-    """`-(1 - p)^gamma log p`."""
-    # Kept off zero, where the gradient of a power below 1 is infinite; log_p is as small there.
-    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).eps)
-    return -(rest**gamma) * log_p
+def focused(cost: Tensor, gamma: float) -> Tensor:
+    """`(1 - p)^gamma cost` of `cost = -log p`."""
+    rest = -torch.expm1(-cost)
+    if gamma < 1:
+        # Kept off zero, where the gradient of such a power is infinite; the cost is as small there.
+        rest = rest.clamp_min(torch.finfo(cost.dtype).eps)
+    return rest**gamma * cost
 
 
 def turned(input: Tensor, target: Tensor) -> Tensor:
@@ -249,4 +256,4 @@ def turned(input: Tensor, target: Tensor) -> Tensor:
 
 def wide(tensor: Tensor) -> Tensor:
     """In float32 at least."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _NARROW else tensor

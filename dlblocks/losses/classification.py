@@ -15,7 +15,6 @@ from dlblocks.losses.base import (
     Loss,
     check_classes,
     focused,
-    log_probability,
     reduced,
     turned,
 )
@@ -242,8 +241,8 @@ class BinaryFocal(Loss):
         self.alpha = alpha
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        log_p = -F.binary_cross_entropy_with_logits(input, target, reduction="none")
-        loss = focused(log_p, self.gamma)
+        cost = F.binary_cross_entropy_with_logits(input, target, reduction="none")
+        loss = focused(cost, self.gamma)
         if self.alpha is not None:
             loss = loss * (self.alpha * target + (1 - self.alpha) * (1 - target))
         return reduced(loss, reduction)
@@ -271,4 +270,4 @@ class Focal(ClassLoss):
         self.gamma = gamma
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return reduced(focused(log_probability(input, target), self.gamma), reduction)
+        return reduced(focused(F.cross_entropy(input, target, reduction="none"), self.gamma), reduction)

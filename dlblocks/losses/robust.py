@@ -248,10 +248,8 @@ class FocalCosine(ClassLoss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         unit = F.normalize(input, dim=1)
-        log_p = log_probability(unit, target)
-        return reduced(
-            1 - of_target(unit, target) + self.focal_weight * focused(log_p, self.gamma), reduction
-        )
+        cost = F.cross_entropy(unit, target, reduction="none")
+        return reduced(1 - of_target(unit, target) + self.focal_weight * focused(cost, self.gamma), reduction)
 
 
 class SparsemaxLoss(ClassLoss):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dlblocks.optimizers import extra, own
+from dlblocks.optimizers import extra, own, own_adam
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION, MOMENTS, betas, decay, eps, lr
 from dlblocks.records import Block, Param
 
@@ -219,7 +219,10 @@ BLOCKS: tuple[Block, ...] = (
         " (s_i, y_i) by the two-loop recursion, a_t by the line search from lr (first step: lr / |g|_1)",
         source="Liu & Nocedal 1989 (Mathematical Programming 45)",
         note="no weight decay, all parameters in one group",
-        differs_from={"torch": "searches no line by default"},
+        differs_from={
+            "torch": "searches no line by default",
+            "optax": "the first rate is over |g|_2, not |g|_1; another search of the line",
+        },
         tags={"elementwise": False, "linear_in_lr": False, "closure": True},
     ),
     _entry(
@@ -292,5 +295,6 @@ BLOCKS: tuple[Block, ...] = (
         tags={"elementwise": True, "linear_in_lr": True, "closure": False, "sparse": True},
     ),
     *own.BLOCKS,
+    *own_adam.BLOCKS,
     *extra.BLOCKS,
 )

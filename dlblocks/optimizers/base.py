@@ -60,6 +60,11 @@ def gradient_of(theta: Tensor) -> Tensor:
     return theta.grad
 
 
+def squares_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The squared norm of all tensors together."""
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+
+
 def decayed(theta: Tensor, g: Tensor, group: Group) -> Tensor:
     """The gradient with l2 decay."""
     return g.add(theta, alpha=group["weight_decay"]) if group["weight_decay"] else g

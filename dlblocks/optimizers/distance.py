@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlblocks.optimizers.base import Group, State, TensorOptimizer, decayed, gradient_of
+from dlblocks.optimizers.base import Group, State, TensorOptimizer, decayed, gradient_of, squares_of
 
 
 class _Distance(TensorOptimizer):
@@ -26,9 +26,9 @@ class _Distance(TensorOptimizer):
         for theta, _ in moving:
             self.state[theta].setdefault("start", theta.clone())
         if begins:
-            shared |= self.begin(_squares(theta for theta, _ in moving).sqrt(), group)
-        distance = _squares(theta - self.state[theta]["start"] for theta, _ in moving)
-        squares = _squares(decayed(theta, gradient_of(theta), group) for theta, group in moving)
+            shared |= self.begin(squares_of(theta for theta, _ in moving).sqrt(), group)
+        distance = squares_of(theta - self.state[theta]["start"] for theta, _ in moving)
+        squares = squares_of(decayed(theta, gradient_of(theta), group) for theta, group in moving)
         self.rate = self.rate_of(distance, squares, shared, group)
 
     @abstractmethod
@@ -141,7 +141,3 @@ class Cocob(TensorOptimizer):
         reward = state["reward"].sub_((theta - state["start"]) * g).clamp_(min=0)
         bet = state["sum"].sub_(g) / (scale * torch.maximum(total + scale, group["alpha"] * scale))
         theta.lerp_(state["start"] + bet * (scale + reward), group["lr"])
-
-
-def _squares(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()

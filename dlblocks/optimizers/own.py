@@ -1,51 +1,13 @@
-"""The optimisers of our own, which no package that is needed anyway keeps."""
+"""The optimisers of our own, which no package that is needed anyway keeps; Adam's kin are in `own_adam`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, MOMENTS, betas, decay, eps, lr
+from dlblocks.optimizers.entry import entry, wrapper
+from dlblocks.optimizers.params import MOMENTS, decay, eps, lr
 from dlblocks.records import Block, Param
 
-
-def _entry(
-    name: str,
-    target: str,
-    *params: Param,
-    decay: Literal["l2", "decoupled", ""] = "",
-    elementwise: bool = False,
-    linear_in_lr: bool = True,
-    closure: bool = False,
-    **about: Any,
-) -> Block:
-    tags: dict[str, Any] = {"elementwise": elementwise, "linear_in_lr": linear_in_lr, "closure": closure}
-    if decay:
-        params, tags = (*params, DECAY_NORM_AND_BIAS), {**tags, "kind_of_decay": decay}
-    return Block(
-        kind="optimizer",
-        name=name,
-        target=f"dlblocks.optimizers.{target}",
-        params=params,
-        tags=tags,
-        **about,
-    )
-
-
-def _wrapper(name: str, target: str, *params: Param, closure: bool = False, **about: Any) -> Block:
-    base = Param("base", "adamw", "any", "the optimizer inside: a name or {name: ..., parameters}")
-    rate = Param("lr", None, "float", "learning rate of the base; null is the base's own", "(0, inf)")
-    return Block(
-        kind="optimizer",
-        name=name,
-        target=f"dlblocks.optimizers.wrappers:{target}",
-        params=(rate, base, *params),
-        tags={"elementwise": False, "linear_in_lr": False, "closure": closure, "wraps": True},
-        **about,
-    )
-
-
 BLOCKS: tuple[Block, ...] = (
-    _entry(
+    entry(
         "muon",
         "muon:Muon",
         lr(1e-3),
@@ -68,9 +30,12 @@ BLOCKS: tuple[Block, ...] = (
         " theta -= lr * weight_decay * theta + lr * 0.2 sqrt(max(rows, columns)) * U V'",
         source="Jordan et al. 2024 (kellerjordan.github.io/posts/muon); size: Liu et al. 2025, arXiv:2502.16982",
         note="embeddings and the last layer are better given to AdamW",
-        differs_from={"torch": "takes matrices only, and refuses biases; adjust_lr_fn original by default"},
+        differs_from={
+            "torch": "takes matrices only, and refuses biases; adjust_lr_fn original by default",
+            "optax": "nesterov corrects the start from zero of b and of g; adjust_lr_fn original by default",
+        },
     ),
-    _entry(
+    entry(
         "lamb",
         "layerwise:Lamb",
         lr(1e-3),
@@ -82,7 +47,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="u = adam's direction + weight_decay * theta; theta -= lr * |theta| / |u| * u",
         source="You et al. 2019, arXiv:1904.00962",
     ),
-    _entry(
+    entry(
         "larc",
         "layerwise:Larc",
         lr(1.0),
@@ -97,7 +62,7 @@ BLOCKS: tuple[Block, ...] = (
         " g' = min(r / lr, 1) (g + weight_decay * theta); then as sgd",
         source="You et al. 2017, arXiv:1708.03888; clipping: NVIDIA apex LARC",
     ),
-    _entry(
+    entry(
         "optimistic_gradient_descent",
         "optimistic:OptimisticGradientDescent",
         lr(0.01),
@@ -111,22 +76,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="theta -= lr * (alpha g_t + beta (g_t - g_(t-1))), g_0 = g_1",
         source="Daskalakis et al. 2017, arXiv:1711.00141; general form: Mokhtari et al. 2019, arXiv:1901.08511",
     ),
-    _entry(
-        "optimistic_adam",
-        "optimistic:OptimisticAdam",
-        lr(1e-3),
-        MOMENTS,
-        eps(1e-8, "added to the root, after the bias correction"),
-        Param("alpha", 1.0, "float", "factor of the direction", "[0, inf)"),
-        Param("beta", 1.0, "float", "factor of its change", "[0, inf)"),
-        decay(),
-        decay="decoupled",
-        elementwise=True,
-        summary="Adam that looks ahead by the change of its direction, for games and saddle points.",
-        formula="theta -= lr * (alpha d_t + beta (d_t - d_(t-1))), d_t adam's direction, d_0 = d_1",
-        source="Daskalakis et al. 2017, arXiv:1711.00141",
-    ),
-    _entry(
+    entry(
         "noisy_sgd",
         "noisy_sgd:NoisySGD",
         lr(0.01),
@@ -139,23 +89,20 @@ BLOCKS: tuple[Block, ...] = (
         formula="theta -= lr * (g + n), n normal with variance eta / t^gamma",
         source="Neelakantan et al. 2015, arXiv:1511.06807",
     ),
-    _entry(
-        "acprop",
-        "acprop:ACProp",
-        lr(1e-3),
-        betas("decay rates of the averages of g and of its squared deviation"),
-        eps(1e-16, "added to the root"),
+    entry(
+        "adgd",
+        "adgd:AdGD",
+        lr(1.0),
+        Param("first", 1e-6, "float", "the first rate", "(0, inf)"),
         decay(),
-        decay="decoupled",
-        elementwise=True,
-        summary="AdaBelief that divides by the variance before this gradient.",
-        formula="theta -= lr * g / (sqrt(s_(t-1) / (1 - beta_2^(t-1))) + eps);"
-        " m_t = beta_1 m_(t-1) + (1 - beta_1) g; s_t = beta_2 s_(t-1) + (1 - beta_2)(g - m_t)^2",
-        source="Zhuang et al. 2021, arXiv:2110.05454",
-        note="its first step only sets m and s",
-        differs_from={"optax": "its first step is lr * g; s measures from m of the step before"},
+        decay="l2",
+        summary="Gradient descent whose rate is an estimate of the curvature along its path; lr stays 1.",
+        formula="r_t = min(sqrt(1 + r_(t-1) / r_(t-2)) r_(t-1), |theta_t - theta_(t-1)| / (2 |g_t - g_(t-1)|));"
+        " theta -= lr * r_t * g; norms over all parameters",
+        source="Malitsky & Mishchenko 2019, arXiv:1910.09529",
+        note="for gradients without noise: the whole data as one batch",
     ),
-    _entry(
+    entry(
         "dog",
         "distance:DoG",
         lr(1.0),
@@ -167,7 +114,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="theta -= lr * max_i |theta_i - theta_0| / sqrt(sum |g_i|^2 + eps) * g; norms over all parameters",
         source="Ivgi et al. 2023, arXiv:2302.12022",
     ),
-    _entry(
+    entry(
         "dowg",
         "distance:DoWG",
         lr(1.0),
@@ -178,7 +125,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="r_t = max(r_(t-1), |theta - theta_0|^2); v_t = v_(t-1) + r_t |g|^2; theta -= lr * r_t / (sqrt(v_t) + eps) * g",
         source="Khaled et al. 2023, arXiv:2305.16284",
     ),
-    _entry(
+    entry(
         "cocob",
         "distance:Cocob",
         lr(1.0),
@@ -192,7 +139,7 @@ BLOCKS: tuple[Block, ...] = (
         " theta = theta_0 + C (L + R) / (L max(G + L, alpha L))",
         source="Orabona & Tommasi 2017, arXiv:1705.07795",
     ),
-    _entry(
+    entry(
         "polyak_sgd",
         "model_based:PolyakSGD",
         lr(1.0),
@@ -203,7 +150,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="theta -= min(lr, max(loss - f_min, 0) / |g|^2) * g",
         source="Loizou et al. 2020, arXiv:2002.10542",
     ),
-    _entry(
+    entry(
         "momo",
         "model_based:Momo",
         lr(1.0),
@@ -215,21 +162,84 @@ BLOCKS: tuple[Block, ...] = (
         formula="d, f, c: averages of g, loss, <g, theta>; theta -= min(lr, max(f - lower_bound - c + <d, theta>, 0) / |d|^2) d",
         source="Schaipp et al. 2023, arXiv:2305.07583",
     ),
-    _entry(
-        "momo_adam",
-        "model_based:MomoAdam",
-        lr(1e-2),
-        MOMENTS,
-        eps(1e-8, "added to the root, after the bias correction"),
-        Param("lower_bound", 0.0, "float", "the least loss that can be"),
-        closure=True,
-        linear_in_lr=False,
-        summary="Adam whose rate is cut where a model of the loss says so.",
-        formula="m, v as adam, D = sqrt(v / (1 - beta_2^t)) + eps, b = 1 - beta_1^t, f, c: averages of loss, <g, theta>;"
-        " theta -= min(lr / b, max(f - b lower_bound - c + <m, theta>, 0) / <m, m / D>) m / D",
-        source="Schaipp et al. 2023, arXiv:2305.07583",
+    entry(
+        "adagrad_norm",
+        "normalised:AdaGradNorm",
+        lr(1.0),
+        Param("b_0", 0.1, "float", "first value of b", "(0, inf)"),
+        decay(),
+        decay="l2",
+        aliases=("adagradnorm",),
+        summary="SGD over the root of the sum of all squared norms of the gradient: one rate for all.",
+        formula="b_t^2 = b_(t-1)^2 + |g|^2; theta -= lr / b_t * g; the norm over all parameters",
+        source="Ward et al. 2018, arXiv:1806.01811",
     ),
-    _wrapper(
+    entry(
+        "normalized_sgd",
+        "normalised:NormalizedSGD",
+        Param("lr", 0.01, "float", "length of the step", "(0, inf)"),
+        Param("momentum", 0.9, "float", "decay rate of the average of g", "[0, 1)"),
+        decay(),
+        decay="l2",
+        aliases=("ngd",),
+        summary="Steps of the length lr along the momentum, whatever the size of the gradient.",
+        formula="m_t = momentum m_(t-1) + (1 - momentum) g, m_1 = g; theta -= lr * m_t / |m_t|;"
+        " the norm over all parameters",
+        source="Cutkosky & Mehta 2020, arXiv:2002.03305; without momentum: Nesterov 1984",
+    ),
+    entry(
+        "sgd_hd",
+        "hypergradient:SGDHD",
+        Param("lr", 0.01, "float", "the first learning rate", "(0, inf)"),
+        Param("hyper_lr", 1e-3, "float", "learning rate of the learning rate", "[0, inf)"),
+        linear_in_lr=False,
+        summary="SGD whose rate follows its own gradient: up while the gradients agree, down when they turn.",
+        formula="c_t = c_(t-1) + hyper_lr <g_t, g_(t-1)>; theta -= (lr + c_t) g_t; the product over all parameters",
+        source="Baydin et al. 2017, arXiv:1703.04782",
+    ),
+    entry(
+        "powersign",
+        "agreement:PowerSign",
+        lr(0.01),
+        Param("beta", 0.9, "float", "decay rate of the average of g", "[0, 1)"),
+        Param("factor", 2.718281828459045, "float", "factor where g and m agree in sign", "[1, inf)"),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        summary="The gradient, longer where it agrees with the momentum in sign, and shorter where not.",
+        formula="m_t = beta m_(t-1) + (1 - beta) g; theta -= lr * factor^(sign(g) sign(m_t)) * g",
+        source="Bello et al. 2017, arXiv:1709.07417",
+    ),
+    entry(
+        "addsign",
+        "agreement:AddSign",
+        lr(0.01),
+        Param("beta", 0.9, "float", "decay rate of the average of g", "[0, 1)"),
+        Param("alpha", 1.0, "float", "added to the agreement", "[1, inf)"),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        summary="The gradient, doubled where it agrees with the momentum in sign, and 0 where not.",
+        formula="m_t = beta m_(t-1) + (1 - beta) g; theta -= lr * (alpha + sign(g) sign(m_t)) * g",
+        source="Bello et al. 2017, arXiv:1709.07417",
+    ),
+    entry(
+        "sgld",
+        "langevin:SGLD",
+        lr(1e-3),
+        Param(
+            "temperature", 1e-4, "float", "1 / (number of instances) for a mean loss, 1 for a sum", "[0, inf)"
+        ),
+        decay(),
+        decay="l2",
+        elementwise=True,
+        linear_in_lr=False,
+        summary="SGD with the noise at which it draws from the posterior.",
+        formula="theta -= lr * g + sqrt(2 lr temperature) n, n standard normal",
+        source="Welling & Teh 2011 (ICML)",
+        note="the paper's step size is 2 lr",
+    ),
+    wrapper(
         "lookahead",
         "Lookahead",
         Param("k", 5, "int", "steps of the base between two of the slow weights", "[1, inf)"),
@@ -238,7 +248,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="every k steps: slow += alpha (theta - slow); theta = slow",
         source="Zhang et al. 2019, arXiv:1907.08610",
     ),
-    _wrapper(
+    wrapper(
         "sam",
         "SAM",
         Param("rho", 0.05, "float", "distance of the point whose gradient is taken", "(0, inf)"),
@@ -248,7 +258,7 @@ BLOCKS: tuple[Block, ...] = (
         formula="e = rho g / |g|; g = gradient at theta + e; then the base's step from theta",
         source="Foret et al. 2020, arXiv:2010.01412",
     ),
-    _wrapper(
+    wrapper(
         "orthograd",
         "OrthoGrad",
         summary="Another optimizer's step by the part of the gradient at right angles to the weights.",

@@ -47,7 +47,7 @@ def _acc_sgd(g: Array, w: Array) -> Array:  # noqa: ARG001
 FIRST_STEP: dict[str, Callable[[Array, Array], Array]] = {
     # What momentum has is the gradient.
     **dict.fromkeys(
-        ("sgdw", "sgdp", "adgd", "qhm", "aggmo", "pid", "adai", "msvag", "schedule_free_sgd"),
+        ("sgdw", "sgdp", "qhm", "aggmo", "pid", "adai", "msvag", "schedule_free_sgd"),
         lambda g, w: g,  # noqa: ARG005
     ),
     "acc_sgd": _acc_sgd,
@@ -97,7 +97,7 @@ FIRST_STEP: dict[str, Callable[[Array, Array], Array]] = {
     "novograd": lambda g, w: g / _norm(g),  # noqa: ARG005
     "lars": lambda g, w: 1e-3 * _norm(w) / _norm(g) * g,
     # The first step only sets what later ones divide by.
-    **dict.fromkeys(("adopt", "avagrad", "soap", "schedule_free_radam"), lambda g, w: 0 * g),  # noqa: ARG005
+    **dict.fromkeys(("avagrad", "soap", "schedule_free_radam"), lambda g, w: 0 * g),  # noqa: ARG005
 }
 # Averages of 8 bits, and an eps that is not small beside this gradient.
 LOOSE = {

@@ -1,6 +1,6 @@
 """Each of our own optimisers against its paper's update, written out in numpy float64.
 
-`lamb`, `optimistic_*`, `dog`, `dowg`, `cocob`, `polyak_sgd`, `momo*` were also found equal to optax 0.2.8.
+tests/parity holds those that optax has to its numbers too.
 """
 
 from __future__ import annotations
@@ -191,6 +191,135 @@ def momo_adam(theta: Array, lr, betas, eps, lower_bound):
         yield theta
 
 
+def adamaxw(theta: Array, lr, betas, eps, weight_decay):
+    m = u = np.zeros(SIZE)
+    for t in range(1, 1000):
+        g = gradient(theta)
+        m = betas[0] * m + (1 - betas[0]) * g
+        u = np.maximum(betas[1] * u, abs(g) + eps)
+        theta = (1 - lr * weight_decay) * theta - lr / (1 - betas[0] ** t) * m / u
+        yield theta
+
+
+def adopt(theta: Array, lr, betas, eps, weight_decay):
+    v, m = gradient(theta) ** 2, np.zeros(SIZE)
+    yield theta
+    for t in range(1, 1000):
+        g = gradient(theta)
+        c = np.clip(g / np.maximum(np.sqrt(v), eps), -(t**0.25), t**0.25)
+        m = betas[0] * m + (1 - betas[0]) * c
+        theta = (1 - lr * weight_decay) * theta - lr * m
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        yield theta
+
+
+def simplified_ademamix(theta: Array, lr, betas, alpha, eps, weight_decay):
+    m = v = np.zeros(SIZE)
+    for t in range(1, 1000):
+        g = gradient(theta)
+        m = betas[0] * m + g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        theta = (1 - lr * weight_decay) * theta
+        theta = theta - lr * (m + alpha * g) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        yield theta
+
+
+def powersign(theta: Array, lr, beta, factor, weight_decay):
+    m = np.zeros(SIZE)
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        m = beta * m + (1 - beta) * g
+        theta = theta - lr * np.where(g * m > 0, factor, 1 / factor) * g
+        yield theta
+
+
+def addsign(theta: Array, lr, beta, alpha, weight_decay):
+    m = np.zeros(SIZE)
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        m = beta * m + (1 - beta) * g
+        theta = theta - lr * (alpha + np.where(g * m > 0, 1, -1)) * g
+        yield theta
+
+
+def cautious_adamw(theta: Array, lr, betas, eps, weight_decay):
+    direction = adam_directions(betas, eps)
+    while True:
+        g = gradient(theta)
+        d = direction(g)
+        agree = d * g > 0
+        theta = (1 - lr * weight_decay) * theta
+        theta = theta - lr * np.where(agree, d, 0) * SIZE / (agree.sum() + 1)
+        yield theta
+
+
+def sgld(theta: Array, lr, temperature, weight_decay):
+    assert temperature == 0
+    while True:
+        theta = theta - lr * (gradient(theta) + weight_decay * theta)
+        yield theta
+
+
+def psgld(theta: Array, lr, temperature, alpha, eps, weight_decay):
+    assert temperature == 0
+    v = np.zeros(SIZE)
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        v = alpha * v + (1 - alpha) * g**2
+        theta = theta - lr * g / (np.sqrt(v) + eps)
+        yield theta
+
+
+def sgd_hd(theta: Array, lr, hyper_lr):
+    last = np.zeros(SIZE)
+    while True:
+        g = gradient(theta)
+        lr = lr + hyper_lr * (g @ last)
+        theta, last = theta - lr * g, g
+        yield theta
+
+
+def adam_hd(theta: Array, lr, betas, eps, hyper_lr):
+    direction, last = adam_directions(betas, eps), np.zeros(SIZE)
+    while True:
+        g = gradient(theta)
+        lr = lr + hyper_lr * (g @ last)
+        last = direction(g)
+        theta = theta - lr * last
+        yield theta
+
+
+def adagrad_norm(theta: Array, lr, b_0, weight_decay):
+    total = b_0**2
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        total = total + g @ g
+        theta = theta - lr / np.sqrt(total) * g
+        yield theta
+
+
+def adgd(theta: Array, lr, first, weight_decay):
+    rate, growth, last = first, np.inf, None
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        if last is not None:
+            measured = np.linalg.norm(theta - last[0]) / (2 * np.linalg.norm(g - last[1]))
+            before, rate = rate, min(np.sqrt(1 + growth) * rate, measured)
+            growth = rate / before
+        last = theta, g
+        theta = theta - lr * rate * g
+        yield theta
+
+
+def normalized_sgd(theta: Array, lr, momentum, weight_decay):
+    m = None
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        m = g if m is None else momentum * m + (1 - momentum) * g
+        theta = theta - lr * m / np.linalg.norm(m)
+        yield theta
+
+
 _SHORT = {"lr": 0.05, "betas": [0.7, 0.8], "eps": 1e-3}
 _DECAY = {"weight_decay": 0.1}
 REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
@@ -207,6 +336,19 @@ REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
     polyak_sgd: [{}, {"lr": 0.2, "f_min": 1.0}],
     momo: [{}, {"lr": 0.1, "beta": 0.6, "lower_bound": 0.5}],
     momo_adam: [{}, {**_SHORT, "lr": 0.5, "lower_bound": 0.5}],
+    adamaxw: [{}, {**_SHORT, **_DECAY}],
+    adopt: [{}, {"lr": 0.05, "betas": [0.7, 0.8], "eps": 0.5, **_DECAY}],
+    simplified_ademamix: [{}, {**_SHORT, "alpha": 2.0, **_DECAY}],
+    powersign: [{}, {"lr": 0.2, "beta": 0.6, "factor": 2.0, **_DECAY}],
+    addsign: [{}, {"lr": 0.2, "beta": 0.6, "alpha": 1.5, **_DECAY}],
+    cautious_adamw: [{}, {**_SHORT, "lr": 0.5, **_DECAY}],
+    sgld: [{"temperature": 0.0}, {"temperature": 0.0, "lr": 0.1, **_DECAY}],
+    psgld: [{"temperature": 0.0}, {"temperature": 0.0, "lr": 0.1, "alpha": 0.8, "eps": 0.1, **_DECAY}],
+    sgd_hd: [{}, {"lr": 0.1, "hyper_lr": 0.01}],
+    adam_hd: [{}, {**_SHORT, "hyper_lr": 0.01}],
+    adgd: [{}, {"lr": 0.5, "first": 0.2, **_DECAY}],
+    adagrad_norm: [{}, {"lr": 0.5, "b_0": 2.0, **_DECAY}],
+    normalized_sgd: [{}, {"lr": 0.1, "momentum": 0.5, **_DECAY}],
 }
 BY_NAME = {reference.__name__: reference for reference in REFERENCES}
 CASES = [(reference.__name__, case) for reference, cases in REFERENCES.items() for case in cases]
@@ -267,7 +409,7 @@ def test_norms_are_over_all_tensors_or_over_each_as_the_tag_says(name: str, para
     pieces = [torch.tensor(START[:1], requires_grad=True), torch.tensor(START[1:], requires_grad=True)]
     wanted = BY_NAME[name](START, **full(OWN[name], params))
     same = all(np.allclose(got, next(wanted), rtol=1e-10, atol=1e-12) for got in run(name, pieces, params))
-    assert same == (name not in ("lamb", "larc") or params.get("lr") == 1e-6)
+    assert same == (name not in ("cautious_adamw", "lamb", "larc") or params.get("lr") == 1e-6)
 
 
 @pytest.mark.parametrize(("name", "params"), CASES, ids=str)
@@ -344,6 +486,41 @@ def test_noise_has_the_deviation_that_it_says() -> None:
         theta.grad = torch.zeros_like(theta)
         opt.step()
         assert (theta.detach() - before).std().item() == pytest.approx(0.2 / t**0.5, rel=0.02)
+
+
+def test_langevin_noise_has_the_deviation_that_it_says() -> None:
+    """Of SGLD sqrt(2 lr T); of the preconditioned one that over the root of its denominator."""
+    for name, denominator in (("sgld", 1.0), ("psgld", 0.5 + 0.1)):
+        theta = torch.zeros(100_000, requires_grad=True)
+        params = {} if name == "sgld" else {"alpha": 0.0, "eps": 0.1}
+        opt = optimizer(name, [theta], lr=0.02, temperature=0.25, **params)
+        theta.grad = torch.full_like(theta, 0.5)
+        opt.step()
+        values = theta.detach()
+        assert values.std().item() == pytest.approx((2 * 0.02 * 0.25 / denominator) ** 0.5, rel=0.02)
+        assert values.mean().item() == pytest.approx(-0.02 * 0.5 / denominator, abs=2e-3)
+
+
+def test_sgld_draws_from_the_posterior() -> None:
+    """Of the loss theta^2 / 2 at temperature 0.25: normal with variance 0.25."""
+    torch.manual_seed(0)
+    theta = torch.zeros(20_000, requires_grad=True)
+    opt = optimizer("sgld", [theta], lr=0.02, temperature=0.25)
+    for _ in range(250):
+        theta.grad = theta.detach().clone()
+        opt.step()
+    assert theta.detach().var().item() == pytest.approx(0.25, rel=0.05)
+
+
+def test_rates_of_hypergradients_rise_while_gradients_agree_and_fall_when_they_turn() -> None:
+    theta = torch.zeros(1, requires_grad=True)
+    opt = optimizer("sgd_hd", [theta], lr=0.1, hyper_lr=0.01)
+    steps = []
+    for g in (1.0, 1.0, 1.0, -1.0):
+        theta.grad, before = torch.tensor([g]), theta.item()
+        opt.step()
+        steps.append(abs(theta.item() - before))
+    assert steps == pytest.approx([0.1, 0.11, 0.12, 0.11])
 
 
 def test_lamb_of_a_tensor_of_zeros_takes_adams_step() -> None:

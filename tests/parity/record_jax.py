@@ -21,6 +21,13 @@ jax.config.update("jax_enable_x64", True)
 X = np.random.default_rng(0).normal(size=(6, 8)) * 2
 GRADS = np.random.default_rng(1).normal(size=(6, 5))
 START = np.random.default_rng(2).normal(size=5)
+# For those that treat a matrix as one.
+MATRIX_GRADS = np.random.default_rng(3).normal(size=(6, 4, 3))
+MATRIX_START = np.random.default_rng(4).normal(size=(4, 3))
+# For those whose rate follows from the loss: low enough to cut it in some steps.
+SEEN_LOSSES = np.array([0.9, 0.04, 0.6, 0.01, 0.3, 0.02])
+# Of a quadratic, for those that measure it; sophia is given its diagonal.
+CURVATURE = np.array([0.1, 0.5, 1.0, 2.0, 8.0])
 
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "celu": {}, "elu": {}, "gelu": {}, "glu": {}, "hard_sigmoid": {}, "hard_silu": {}, "hard_tanh": {},
@@ -165,16 +172,75 @@ def paths() -> dict[str, Any]:
         "novograd": optax.novograd(0.05),
         "sm3": optax.sm3(0.05),
     }
+    optimizers |= {
+        "adamaxw": optax.adamaxw(0.05, eps=1e-30, weight_decay=0.1),
+        "nadamw": optax.nadamw(0.05, weight_decay=0.1),
+        "noisy_sgd": optax.noisy_sgd(0.05, eta=0.0, key=0),
+        "polyak_sgd": optax.polyak_sgd(0.05),
+        "momo": c.momo(0.05),
+        "momo_adam": c.momo_adam(0.05),
+        "adopt": c.adopt(0.05),
+        "simplified_ademamix": c.simplified_ademamix(0.005, alpha=2.0, weight_decay=0.1),
+        "schedule_free_sgd": c.schedule_free_sgd(0.05, weight_decay=0.1),
+        "schedule_free_adamw": c.schedule_free_adamw(0.05, weight_decay=0.1),
+        "sophia": c.sophia(0.05, b1=0.96, eps=1e-12, weight_decay=0.0, hessian_diagonal_fn=_given(CURVATURE)),
+        "adafactor": optax.adafactor(0.05),
+        "lars": optax.lars(0.05, weight_decay=0.1),
+    }
+    return {name: path(optimizer, START, GRADS) for name, optimizer in optimizers.items()}
+
+
+def matrix_paths() -> dict[str, Any]:
+    """The same of a matrix."""
+    optimizers = {
+        "adafactor": optax.adafactor(0.05, min_dim_size_to_factor=2),
+        "lars": optax.lars(0.05),
+        "lars with decay": optax.lars(0.05, weight_decay=0.1),
+        "muon": optax.contrib.muon(0.05, weight_decay=0.1, nesterov=False, consistent_rms=0.2),
+        "muon with nesterov": optax.contrib.muon(0.05, consistent_rms=0.2),
+    }
+    return {name: path(optimizer, MATRIX_START, MATRIX_GRADS) for name, optimizer in optimizers.items()}
+
+
+def path(optimizer: Any, start: Any, grads: Any) -> Any:
+    optimizer = optax.with_extra_args_support(optimizer)
+    theta = jnp.asarray(start)
+    state, passed = optimizer.init(theta), []
+    for grad, loss in zip(grads, SEEN_LOSSES, strict=True):
+        update, state = optimizer.update(jnp.asarray(grad), state, theta, value=loss)
+        theta = optax.apply_updates(theta, update)
+        passed.append(theta)
+    return jnp.stack(passed)
+
+
+def descents() -> dict[str, Any]:
+    """Twelve steps down the quadratic, in which the rates that are found grow."""
+    optimizers = {
+        "lbfgs": optax.lbfgs(1.0, linesearch=None),
+        "prodigy": optax.contrib.prodigy(1.0, estim_lr0=1e-2, weight_decay=0.1),
+        "dadapt_adamw": optax.contrib.dadapt_adamw(1.0, estim_lr0=1e-2, weight_decay=0.1),
+        "dog": optax.contrib.dog(),
+        "dowg": optax.contrib.dowg(),
+    }
     recorded = {}
     for name, optimizer in optimizers.items():
         theta = jnp.asarray(START)
-        state, path = optimizer.init(theta), []
-        for grad in GRADS:
-            update, state = optimizer.update(jnp.asarray(grad), state, theta)
+        state, passed = optimizer.init(theta), []
+        for _ in range(12):
+            update, state = optimizer.update(CURVATURE * theta, state, theta)
             theta = optax.apply_updates(theta, update)
-            path.append(theta)
-        recorded[name] = jnp.stack(path)
+            passed.append(theta)
+        recorded[name] = jnp.stack(passed)
     return recorded
+
+
+def _given(diagonal: Any) -> Any:
+    """Tells sophia this diagonal of the Hessian."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:  # noqa: ARG001
+        return jnp.asarray(diagonal), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def schedules() -> dict[str, Any]:
@@ -226,12 +292,21 @@ if __name__ == "__main__":
         "x": plain(X),
         "grads": plain(GRADS),
         "start": plain(START),
+        "matrix_grads": plain(MATRIX_GRADS),
+        "matrix_start": plain(MATRIX_START),
+        "seen_losses": plain(SEEN_LOSSES),
+        "curvature": plain(CURVATURE),
         "activations": plain(activations()),
         "initializers": plain(initializers()),
         "losses": plain(losses()),
         "optimizers": plain(paths()),
+        "descents": plain(descents()),
+        "matrix_optimizers": plain(matrix_paths()),
         "schedules": plain(schedules()),
-        "defaults": {"adamw.weight_decay": inspect.signature(optax.adamw).parameters["weight_decay"].default},
+        "defaults": {
+            f"{make.__name__}.weight_decay": inspect.signature(make).parameters["weight_decay"].default
+            for make in (optax.adamw, optax.adamaxw)
+        },
         "names": {
             "activations": public(jax.nn),
             "initializers": public(jax.nn.initializers),

@@ -139,7 +139,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any], Callable[[Tensor], tuple[Tensor, ..
     ),
 }
 SUMMED = ("kl_divergence", "kl_divergence_with_log_targets", "generalized_kl_divergence")  # over the classes
-# In test_differences.
+# In test_optimizer_differences.
 LOSSES_THAT_DIFFER = {
     "l2_loss", "ranking_softmax_loss", "multiclass_generalized_dice_loss", "ntxent", "triplet_margin_loss"
 }  # fmt: skip
@@ -198,9 +198,43 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dog": ("dog", {}),
     "dowg": ("dowg", {}),
     "cocob": ("cocob", {}),
+    "adamaxw": ("adamaxw", {"lr": 0.05, "eps": 1e-30, "weight_decay": 0.1}),
+    # Its momentum does not warm up.
+    "nadamw": (
+        "nadam",
+        {"lr": 0.05, "momentum_decay": 1e4, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
+    "noisy_sgd": ("noisy_sgd", {"lr": 0.05, "eta": 0.0}),
+    "polyak_sgd": ("polyak_sgd", {"lr": 0.05}),
+    "momo": ("momo", {"lr": 0.05}),
+    "momo_adam": ("momo_adam", {"lr": 0.05}),
+    "adopt": ("adopt", {"lr": 0.05}),
+    "simplified_ademamix": ("simplified_ademamix", {"lr": 0.005, "alpha": 2.0, "weight_decay": 0.1}),
+    "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.05, "weight_decay": 0.1}),
+    "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.05, "weight_decay": 0.1}),
+    "adafactor": ("adafactor", {"lr": 0.05}),
 }
-# In test_differences.
-OPTIMIZERS_THAT_DIFFER = {"acprop", "adan", "amsgrad", "nadam", "rprop"}
+# The same of a matrix.
+MATRIX_OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adafactor": ("adafactor", {"lr": 0.05}),
+    "lars": ("lars", {"lr": 0.05}),
+    "muon": ("muon", {"lr": 0.05, "weight_decay": 0.1, "nesterov": False}),
+}
+# Down a quadratic, where the rates that they find grow; lr is theirs, 1.
+_FOUND = {"d0": 1e-2, "weight_decay": 0.1, "weight_decouple": True, "bias_correction": True}
+DESCENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prodigy": ("prodigy", _FOUND),
+    "dadapt_adamw": ("d_adapt_adam", _FOUND),
+    "dog": ("dog", {}),
+    "dowg": ("dowg", {}),
+}
+# Numbers that one of the two keeps in float32: nadam's product of the momenta, the decay rate of adafactor, the
+# sums of prodigy and dadapt_adamw.
+IN_FLOAT32 = {"adafactor", "dadapt_adamw", "nadamw", "prodigy"}
+# In test_optimizer_differences.
+OPTIMIZERS_THAT_DIFFER = {"acprop", "adan", "amsgrad", "lars", "nadam", "rprop", "sophia"}
+MATRIX_OPTIMIZERS_THAT_DIFFER = {"lars with decay", "muon with nesterov"}
+DESCENTS_THAT_DIFFER = {"lbfgs"}
 NOT_OPTIMIZERS = {
     **dict.fromkeys(
         ("galore", "mechanize", "normalize", "sam", "reduce_on_plateau", "schedule_free",
@@ -208,16 +242,7 @@ NOT_OPTIMIZERS = {
          "differentially_private_aggregate"),
         "wraps another optimiser, or is a part of one",
     ),
-    "adamaxw": "not offered: adamax with decoupled decay",
-    "nadamw": "nadam with decoupled_weight_decay",
     "dpsgd": "not offered: needs the gradient of each instance",
-    **dict.fromkeys(("noisy_sgd", "polyak_sgd", "momo", "momo_adam"), "of our own: tests/optimizers"),
-    **dict.fromkeys(("adafactor", "lbfgs", "muon"), "ours is torch's, or held to torch's: tests/optimizers"),
-    **dict.fromkeys(
-        ("adopt", "dadapt_adamw", "lars", "prodigy", "schedule_free_adamw", "schedule_free_sgd",
-         "simplified_ademamix", "sophia"),
-        "ours is pytorch-optimizer's: tests/optimizers/test_extra",
-    ),
 }  # fmt: skip
 # Recorded under the name that the block has here.
 RECORDED_AS = {"optimistic_adam_v2": "optimistic_adam"}
@@ -225,9 +250,12 @@ RECORDED_AS = {"optimistic_adam_v2": "optimistic_adam"}
 
 def test_no_optimizer_of_theirs_is_left_out() -> None:
     assert set(RECORDED["optimizers"]) == set(OPTIMIZERS) | OPTIMIZERS_THAT_DIFFER
+    assert set(RECORDED["matrix_optimizers"]) == set(MATRIX_OPTIMIZERS) | MATRIX_OPTIMIZERS_THAT_DIFFER
+    assert set(RECORDED["descents"]) == set(DESCENTS) | DESCENTS_THAT_DIFFER
     theirs = {n for n in RECORDED["names"]["optimizers"] if not n.startswith("scale_by_")}
     theirs = {RECORDED_AS.get(name, name) for name in theirs}
-    assert theirs == set(RECORDED["optimizers"]) | set(NOT_OPTIMIZERS)
+    recorded = {*RECORDED["optimizers"], *MATRIX_OPTIMIZERS, *RECORDED["descents"]}
+    assert theirs == recorded | set(NOT_OPTIMIZERS)
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
@@ -237,15 +265,47 @@ def test_what_is_said_not_to_be_offered_is_not(kind: str) -> None:
         assert not (reason.startswith("not offered") and REGISTRY.has(kind, name)), name
 
 
+def assert_same_path(
+    theirs: str, name: str, params: dict[str, Any], start: Any, grads: Any, wanted: Any
+) -> None:
+    theta = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    opt = dlblocks.optimizer(name, [theta], **params)
+    if REGISTRY.get("optimizer", name).tags.get("switches"):
+        opt.train()
+    atol = 3e-7 if theirs in IN_FLOAT32 else 1e-9
+    for t, values in enumerate(wanted):
+        theta.grad = torch.tensor(grads(t, theta), dtype=torch.float64)
+        loss = torch.tensor(RECORDED["seen_losses"][t % 6], dtype=torch.float64)
+        opt.step(lambda loss=loss: loss)
+        np.testing.assert_allclose(theta.detach(), values, rtol=1e-7, atol=atol)
+
+
 @pytest.mark.parametrize("theirs", OPTIMIZERS)
 def test_optimizers(theirs: str) -> None:
-    name, params = OPTIMIZERS[theirs]
-    theta = torch.tensor(RECORDED["start"], dtype=torch.float64, requires_grad=True)
-    opt = dlblocks.optimizer(name, [theta], **params)
-    for grad, wanted in zip(RECORDED["grads"], RECORDED["optimizers"][theirs], strict=True):
-        theta.grad = torch.tensor(grad, dtype=torch.float64)
-        opt.step()
-        np.testing.assert_allclose(theta.detach(), wanted, rtol=1e-7, atol=1e-9)
+    grads, wanted = RECORDED["grads"], RECORDED["optimizers"][theirs]
+    assert_same_path(theirs, *OPTIMIZERS[theirs], RECORDED["start"], lambda t, _: grads[t], wanted)
+
+
+@pytest.mark.parametrize("theirs", MATRIX_OPTIMIZERS)
+def test_optimizers_of_matrices(theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Muon's matrices are made orthogonal in bfloat16; in the precision of optax the two are one.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x)
+    start, grads = RECORDED["matrix_start"], RECORDED["matrix_grads"]
+    wanted = RECORDED["matrix_optimizers"][theirs]
+    assert_same_path(theirs, *MATRIX_OPTIMIZERS[theirs], start, lambda t, _: grads[t], wanted)
+
+
+@pytest.mark.parametrize("theirs", DESCENTS)
+def test_optimizers_that_find_their_rate(theirs: str) -> None:
+    curvature = np.array(RECORDED["curvature"])
+    wanted = RECORDED["descents"][theirs]
+    assert_same_path(
+        theirs,
+        *DESCENTS[theirs],
+        RECORDED["start"],
+        lambda _, theta: curvature * theta.detach().numpy(),
+        wanted,
+    )
 
 
 # optax's schedule -> ours and the parameters at which the two are one, in a run of 20 steps.

@@ -182,7 +182,7 @@ def test_initializers(theirs: str, shape: tuple[int, ...]) -> None:
 
 
 NOT_OPTIMIZERS = {
-    "Muon": "ours also takes what is no matrix: see test_differences",
+    "Muon": "ours also takes what is no matrix: see test_optimizer_differences",
     "Optimizer": "the base class",
     **dict.fromkeys(("lr_scheduler", "swa_utils"), "modules"),
     "swap_in_optimizer_params_and_state": "a helper",
