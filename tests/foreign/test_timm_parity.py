@@ -126,6 +126,7 @@ OPTIMIZERS = {
     # From here on of the package pytorch-optimizer.
     "adabelief": _both("adabelief"),
     "adan": _both("adan"),
+    "adopt": (_ours("adopt", lr=0.05), _timm("adopt", lr=0.05, weight_decay=0.0, clip_exp=0.25)),
     "adanw": (_ours("adan", **_SAME, weight_decouple=True), _timm("adanw", **_SAME)),
     "laprop": _both("laprop"),
     "lars": _both("lars", momentum=0.8),
@@ -156,15 +157,13 @@ OPTIMIZERS = {
 OTHER_UPDATES = {
     # Ours is torch's, timm's is fairseq's.
     "adafactor": _both("adafactor"),
-    # Ours clips by t^(1/4) at step t, timm by (t - 1)^clip_exp.
-    "adopt": (_ours("adopt", lr=0.05), _timm("adopt", lr=0.05, weight_decay=0.0, clip_exp=0.25)),
     # Ours is pytorch-optimizer's, which corrects the bias of the second moment.
     "adamuon": _both("adamuon", betas=[0.9, 0.999], eps=1e-8),
 }
 
 # timm's names that are not compared -> why.
 NOT_OFFERED = {
-    "a cautious variant: ours have no mask, or (mars) another one": (
+    "a cautious variant: ours have no mask, or (mars, and adamw as its paper has it) another one": (
         "cadafactor cadafactorbv cadafactorbvc cadamc cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb"
         " clambw claprop clion clionc cmars cnadamc cnadamw crmsproptf csgdc csgdp csgdw"
     ),
