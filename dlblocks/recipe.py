@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +122,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: the first thing that is wrong, its config key, and what would be right.
     """
-    for key in recipe:
-        if key not in KEYS:
-            raise UserError(f"{key}: unknown key.{did_you_mean(key, KEYS)} Keys: {', '.join(KEYS)}.")
+    _refuse_unknown(recipe, KEYS)
     if missing := [key for key in KEYS if key not in recipe and key not in _OPTIONAL]:
         raise UserError(
             f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
@@ -232,11 +230,7 @@ def _without_auto(spec: Any) -> tuple[Any, bool]:
 def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
     settings = dict(_group(given, "lr_finder"))
     known = {p.name: p for p in LR_FINDER}
-    for key in settings:
-        if key not in known:
-            raise UserError(
-                f"lr_finder.{key}: unknown key.{did_you_mean(key, known)} Keys: {', '.join(known)}."
-            )
+    _refuse_unknown(settings, tuple(known), "lr_finder.")
     checked = {name: p.check(settings.get(name, p.default), f"lr_finder.{name}") for name, p in known.items()}
     if checked["min_lr"] >= checked["max_lr"]:
         raise UserError(
@@ -256,9 +250,7 @@ def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
 def _check_sweep(given: Any) -> None:
     """Refuse a picture of a sweep that can't be drawn."""
     sweep = _group(given, "sweep")
-    for key in sweep:
-        if key != "panels":
-            raise UserError(f"sweep.{key}: unknown key.{did_you_mean(key, ('panels',))} Keys: panels.")
+    _refuse_unknown(sweep, ("panels",), "sweep.")
     panels = sweep.get("panels") or []
     if not isinstance(panels, (list, tuple)) or any(
         not isinstance(panel, Mapping)
@@ -289,10 +281,7 @@ def _data(data: Any, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
     block: Block = REGISTRY.get("dataset", name, "data.name")
     of_set = {p.name for p in block.params}
     of_loader = {p.name: p for p in DATA}
-    for key in given:
-        if key not in of_set and key not in of_loader:
-            legal = (*of_set, *of_loader)
-            raise UserError(f"data.{key}: unknown key.{did_you_mean(key, legal)} Keys: {', '.join(legal)}.")
+    _refuse_unknown(given, (*of_set, *of_loader), "data.")
     dataset = {"name": block.name, **block.check({k: v for k, v in given.items() if k in of_set}, "data")}
     loading = {key: p.check(given.get(key, p.default), f"data.{key}") for key, p in of_loader.items()}
     loading["batch_size"] = _batch_size(loading["batch_size"], regime)
@@ -331,6 +320,14 @@ def _trainer(trainer: Any) -> dict[str, Any]:
     if checked.get("max_epochs") in (None, -1) and checked.get("max_steps", -1) == -1:
         raise UserError("trainer.max_epochs=-1: the run would have no end; set trainer.max_steps too.")
     return checked
+
+
+def _refuse_unknown(given: Mapping[str, Any], legal: Sequence[str], prefix: str = "") -> None:
+    for key in given:
+        if key not in legal:
+            raise UserError(
+                f"{prefix}{key}: unknown key.{did_you_mean(key, legal)} Keys: {', '.join(legal)}."
+            )
 
 
 def _group(value: Any, key: str) -> Mapping[str, Any]:
