@@ -36,7 +36,7 @@ class PowerSign(TensorOptimizer):
 
     def update(self, theta: Tensor, g: Tensor, state: State, group: Group) -> None:
         g = decayed(theta, g, group)
-        agreement = g.sign() * averaged(state, "exp_avg", g, group["beta"]).sign()
+        agreement = _agreement(g, state, group)
         theta.addcmul_(torch.pow(group["factor"], agreement), g, value=-group["lr"])
 
 
@@ -65,7 +65,7 @@ class AddSign(TensorOptimizer):
 
     def update(self, theta: Tensor, g: Tensor, state: State, group: Group) -> None:
         g = decayed(theta, g, group)
-        agreement = g.sign() * averaged(state, "exp_avg", g, group["beta"]).sign()
+        agreement = _agreement(g, state, group)
         theta.addcmul_(agreement + group["alpha"], g, value=-group["lr"])
 
 
@@ -98,3 +98,8 @@ class CautiousAdamW(TensorOptimizer):
         agree = (direction * g > 0).to(g.dtype)
         decay(theta, group)
         theta.sub_(direction * agree * (group["lr"] * g.numel() / (agree.sum() + 1)))
+
+
+def _agreement(g: Tensor, state: State, group: Group) -> Tensor:
+    """1 where the gradient and its average have one sign, -1 where they have not, 0 where one is 0."""
+    return g.sign() * averaged(state, "exp_avg", g, group["beta"]).sign()
