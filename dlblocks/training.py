@@ -15,7 +15,6 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
@@ -30,7 +29,7 @@ from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
 from dlblocks.tuning.batch_size import find_batch_size
-from dlblocks.tuning.finder import tell
+from dlblocks.tuning.finder import Choice, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
 
@@ -167,9 +166,7 @@ def _learning_rate(
     assert recipe.lr_finder is not None
     choice = find_lr(trainer, module, data, **recipe.lr_finder)
     result.chosen["optimizer.lr"] = choice.lr
-    if is_main_process():
-        choice.save(result.folder)
-        tell(choice)
+    _show(choice, result)
     return choice.lr
 
 
@@ -192,9 +189,14 @@ def _set_batch_size(
     result.chosen["data.batch_size"] = choice.size
     if recipe.batches["effective"] is not None:
         result.chosen["trainer.accumulate_grad_batches"] = choice.accumulate
+    _show(choice, result)
+
+
+def _show(choice: Choice, result: Result) -> None:
+    """Picture, table and line of what was found."""
     if is_main_process():
         choice.save(result.folder)
-        tell(choice)
+        tell(choice.explanation)
 
 
 def _rescale(
@@ -206,11 +208,9 @@ def _rescale(
     before = module.lr
     module.lr = result.chosen["optimizer.lr"] = rescaled(before, reference, size, rule)
     if is_main_process():
-        Console(soft_wrap=True).print(
+        tell(
             f"learning rate {module.lr:.4g}: {before:g} was set for batches of {reference}, these have {size}; it"
-            f" follows their {'ratio' if rule == 'linear' else 'square root'} ({rule} rule).",
-            markup=False,
-            highlight=False,
+            f" follows their {'ratio' if rule == 'linear' else 'square root'} ({rule} rule)."
         )
 
 

@@ -19,7 +19,7 @@ from dlblocks.errors import UserError
 from dlblocks.tuning import memory
 from dlblocks.tuning.advice import class_deviation, noise_scale
 from dlblocks.tuning.batch_choice import BatchSizeChoice, Measured
-from dlblocks.tuning.batches import gather
+from dlblocks.tuning.batches import gather, reload
 from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.sizes import Resizer, count
 from dlblocks.tuning.trial import Trial
@@ -117,14 +117,8 @@ class BatchSizeFinder(Finder):
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> BatchSizeChoice:
         resizer = Resizer(trainer, self.attribute)
-        loops: tuple[Any, ...] = (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop)
-        before = [loop._combined_loader for loop in loops]
-        try:
-            with resizer.kept():
-                return self._choose(trainer, module, resizer)
-        finally:
-            for loop, loader in zip(loops, before, strict=True):
-                loop._combined_loader = loader
+        with resizer.kept():
+            return self._choose(trainer, module, resizer)
 
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: BatchSizeChoice) -> None:  # noqa: ARG002
         Resizer(trainer, self.attribute).set(choice.size)
@@ -244,17 +238,14 @@ class BatchSizeFinder(Finder):
         resizer.set(size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Total length of")
-            for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop):
-                loop._combined_loader = None
-                loop.setup_data()
+            reload(trainer)
         if not trainer.num_training_batches:
             return None
         batches = gather(trainer, _GRADIENTS)
-        served = batches.train if batches.validation else [*batches.judged, *batches.train]
-        got = max(map(count, served))
+        got = max(map(count, batches.of_training))
         expected = size * _copies(trainer) / trainer.world_size
         if abs(got - expected) < 1:
-            whole = [batch for batch in served if count(batch) == got]
+            whole = [batch for batch in batches.of_training if count(batch) == got]
             return whole, batches.judged[:1] if batches.validation else []
         if got < expected and trainer.num_training_batches == 1:
             return None
@@ -268,7 +259,7 @@ class BatchSizeFinder(Finder):
     ) -> float | None:
         trials = self._batches(trainer, resizer, size)
         assert trials is not None
-        batches = trials[0][:_GRADIENTS]
+        batches = trials[0]
         small, large = Trial(trainer, module, alone=True).gradient_lengths(batches)
         return noise_scale(small, large, count(batches[0]), len(batches))
 

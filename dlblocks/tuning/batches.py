@@ -35,6 +35,11 @@ class Batches:
     judged: list[Any]
     validation: bool
 
+    @property
+    def of_training(self) -> list[Any]:
+        """All training batches, those kept apart first."""
+        return self.train if self.validation else [*self.judged, *self.train]
+
 
 @contextmanager
 def open_loaders(trainer: pl.Trainer) -> Iterator[None]:
@@ -49,6 +54,13 @@ def open_loaders(trainer: pl.Trainer) -> Iterator[None]:
         finally:
             for loop, loader in zip(loops, before, strict=True):
                 loop._combined_loader = loader
+
+
+def reload(trainer: pl.Trainer) -> None:
+    """Set the Trainer's loaders up anew; inside `open_loaders`, which puts back those it had."""
+    for loop in _loops(trainer):
+        loop._combined_loader = None
+        loop.setup_data()
 
 
 def gather(trainer: pl.Trainer, steps: int) -> Batches:

@@ -70,7 +70,7 @@ class Finder(Callback):
             return
         self.use(trainer, pl_module, self.choice)
         if trainer.is_global_zero:
-            tell(self.choice)
+            tell(self.choice.explanation)
             if self.folder is not None:
                 self.choice.save(self.folder)
 
@@ -116,9 +116,9 @@ def find(
     return finder.choice
 
 
-def tell(choice: Choice) -> None:
-    """The one line on the terminal."""
-    Console(soft_wrap=True).print(choice.explanation, markup=False, highlight=False)
+def tell(line: str) -> None:
+    """One line on the terminal."""
+    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 @contextmanager

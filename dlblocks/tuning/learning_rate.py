@@ -121,6 +121,14 @@ class LearningRateFinder(Finder):
                 module.hparams[name] = choice.lr
 
 
+def _step(trial: Trial, batches: list[Any]) -> float:
+    """The loss before a step; NaN also where the module itself refuses a loss that is not finite."""
+    try:
+        return trial.step(batches)
+    except (NonFiniteLossError, FloatingPointError):
+        return math.nan
+
+
 class _Runner:
     """A trial of one rate in a race."""
 
@@ -138,10 +146,7 @@ class _Runner:
         while self._finite and self._trial.steps < step:
             first = self._trial.steps * self._accumulate
             chunk = [train[(first + i) % len(train)] for i in range(self._accumulate)]
-            try:
-                self._finite = not math.isnan(self._trial.step(chunk))
-            except (NonFiniteLossError, FloatingPointError):
-                self._finite = False  # the module looks for itself
+            self._finite = not math.isnan(_step(self._trial, chunk))
 
     def score(self) -> float:
         if not self._finite:
@@ -220,8 +225,7 @@ def _range_test(
 ) -> LearningRateChoice:
     rates = range_test.spaced(low, high, _RANGE_STEPS)
     accumulate = trainer.accumulate_grad_batches
-    batches = gather(trainer, _RANGE_STEPS * accumulate)
-    train = batches.train if batches.validation else [*batches.judged, *batches.train]
+    train = gather(trainer, _RANGE_STEPS * accumulate).of_training
     # A small set gives few different batches, and one curve of them is noisy.
     count = min(_RANGE_RUNS, max(1, round(_RANGE_RUNS * _RANGE_STEPS * accumulate / (3 * len(train)))))
     before, runs = _losses_before(trainer, module, train), []
@@ -233,10 +237,7 @@ def _range_test(
                 first = (i + run * len(train) // count) * accumulate
                 chosen = [(first + j) % len(train) for j in range(accumulate)]
                 easier = sum(before[index] for index in chosen) / accumulate - sum(before) / len(before)
-                try:
-                    losses.append(trial.step([train[index] for index in chosen]) - easier)
-                except (NonFiniteLossError, FloatingPointError):
-                    losses.append(math.nan)
+                losses.append(_step(trial, [train[index] for index in chosen]) - easier)
                 passed(1)
                 if range_test.diverged(losses):
                     break
