@@ -20,7 +20,7 @@ LAYERS = [
     ("factory", "calls"),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),
-    ("data",),
+    ("data", "diagnosis"),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog"),
     ("training",),
@@ -51,6 +51,7 @@ LIGHT += [
     "schedulers",
     "models",
     "data",
+    "diagnosis",
     "activations.width",
 ]
 
