@@ -20,7 +20,7 @@ LAYERS = [
     ("factory", "calls"),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),
-    ("data",),
+    ("data", "diagnosis"),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog"),
     ("tuning",),
@@ -52,6 +52,7 @@ LIGHT += [
     "schedulers",
     "models",
     "data",
+    "diagnosis",
     "activations.width",
 ]
 
