@@ -57,7 +57,10 @@ def kinks(function: Function, breaks: Tensor) -> Tensor:
     """Those of the breakpoints at which the function or its derivative is not smooth."""
     width = 2.0**-10 * breaks.abs().clamp(min=1.0)
     at, _ = _legendre()
-    return breaks[_rough(function, breaks[:, None] + width[:, None] * at)]
+    ends = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    return breaks[
+        _rough(function, breaks[:, None] + width[:, None] * at, breaks[:, None] + width[:, None] * ends)
+    ]
 
 
 def nodes(breaks: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,8 +115,11 @@ def _refined(function: Function, ends: Tensor) -> Tensor:
     while len(left):
         at, _ = _legendre()
         x = (left + right)[:, None] / 2 + (right - left)[:, None] / 2 * at
-        rough = _rough(function, x)
-        wide = right - left > _FINEST * torch.maximum(left.abs(), right.abs()).clamp(min=1.0)
+        finest = _FINEST * torch.maximum(left.abs(), right.abs()).clamp(min=1.0)
+        # The outer nodes stand off the ends by half a percent of the piece, where a jump could hide.
+        inside = torch.minimum(finest, (right - left) / 4)
+        rough = _rough(function, x, torch.stack([left + inside, right - inside], -1))
+        wide = right - left > finest
         left, right = left[rough & wide], right[rough & wide]
         middle = (left + right) / 2
         done.append(middle)
@@ -121,16 +127,22 @@ def _refined(function: Function, ends: Tensor) -> Tensor:
     return torch.cat(done).sort().values
 
 
-def _rough(function: Function, x: Tensor) -> Tensor:
-    """Whether no polynomial fits the function or its derivative at the nodes x of each piece."""
-    return ~(_smooth(function(x).detach()) & _smooth(slope(function, x)))
+def _rough(function: Function, x: Tensor, ends: Tensor) -> Tensor:
+    """Whether no polynomial fits the function or its derivative at the nodes x and the ends of each piece."""
+    return ~(
+        _smooth(function(x).detach(), function(ends).detach())
+        & _smooth(slope(function, x), slope(function, ends))
+    )
 
 
-def _smooth(values: Tensor) -> Tensor:
-    """Whether the values at the nodes of each piece are those of a polynomial; overflow is let be."""
+def _smooth(values: Tensor, ends: Tensor) -> Tensor:
+    """Whether the values at the nodes of each piece are those of a polynomial that goes on to its ends;
+    overflow is let be."""
     tail = (values @ _last_coefficients()).abs().amax(-1)
+    off = (values @ _to_the_ends() - ends).abs().amax(-1)
     largest = values.abs().amax(-1)
-    return ~largest.isfinite() | (tail <= _TOLERANCE * largest + _NOISE)
+    allowed = _TOLERANCE * largest + _NOISE
+    return ~(largest.isfinite() & off.isfinite()) | ((tail <= allowed) & (off <= 100 * allowed))
 
 
 def _run_middles(ends: Tensor) -> Tensor:
@@ -153,3 +165,13 @@ def _last_coefficients() -> Tensor:
     polynomials = np.polynomial.legendre.legvander(at, _NODES - 1)
     factors = (2 * np.arange(_NODES) + 1) / 2
     return torch.from_numpy((weight[:, None] * polynomials * factors)[:, -4:].copy())
+
+
+@cache
+def _to_the_ends() -> Tensor:
+    """From values at the nodes to those of the same polynomial at -1 and 1."""
+    at, weight = np.polynomial.legendre.leggauss(_NODES)
+    factors = (2 * np.arange(_NODES) + 1) / 2
+    at_ends = np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), _NODES - 1)
+    to_coefficients = (np.polynomial.legendre.legvander(at, _NODES - 1) * weight[:, None]) * factors
+    return torch.from_numpy(to_coefficients @ at_ends.T)
