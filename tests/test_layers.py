@@ -18,9 +18,10 @@ LAYERS = [
     ("registry",),
     ("seeds", "activations", "losses", "rules"),
     ("factory", "calls"),
+    ("theory",),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery"),
     ("models",),
-    ("data", "diagnosis"),
+    ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog"),
     ("tuning",),
@@ -52,7 +53,7 @@ LIGHT += [
     "schedulers",
     "models",
     "data",
-    "diagnosis",
+    "theory",
     "activations.width",
 ]
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks.activations.width import width_ratio
-from dlblocks.diagnosis.quadrature import (
+from dlblocks.factory import activation as build_activation
+from dlblocks.registry import Spec
+from dlblocks.theory.quadrature import (
     Function,
     breakpoints,
     conditional_nodes,
@@ -21,8 +23,6 @@ from dlblocks.diagnosis.quadrature import (
     slope,
     weighted,
 )
-from dlblocks.factory import activation as build_activation
-from dlblocks.registry import Spec
 
 
 class Moments(NamedTuple):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dlblocks
-from dlblocks.diagnosis.means import BySamples, means_of
-from dlblocks.diagnosis.quadrature import breakpoints
-from dlblocks.diagnosis.theory import gain, mean_field
 from dlblocks.errors import UserError
 from dlblocks.registry import REGISTRY, names
+from dlblocks.theory.mean_field import gain, mean_field
+from dlblocks.theory.means import BySamples, means_of
+from dlblocks.theory.quadrature import breakpoints
 
 ELEMENTWISE = [n for n in names("activation") if REGISTRY.get("activation", n).tags["elementwise"]]
 OTHERS = [n for n in names("activation") if n not in ELEMENTWISE]

@@ -19,9 +19,9 @@ from math import inf, isfinite, log, sqrt
 import torch
 from torch import Tensor
 
-from dlblocks.diagnosis.means import Means, Moments, means_of
 from dlblocks.errors import UserError
 from dlblocks.registry import Spec, name_of
+from dlblocks.theory.means import Means, Moments, means_of
 
 # Where fixed points are looked for: this many variances over 60 decades.
 _GRID = torch.logspace(-30, 30, 241, dtype=torch.float64)
