@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Config key -> the word by which its block follows from the others.
-FOLLOWS = {"loss": "auto", "bias_init": "auto", "activation": "default"}
+FOLLOWS = {"loss": "auto", "init": "auto", "bias_init": "auto", "activation": "default"}
 
 
 def activation(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:

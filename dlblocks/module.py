@@ -25,6 +25,8 @@ from dlblocks.seeds import derive, generator
 
 Batch = tuple[Tensor, Tensor]
 SPLITS = ("train", "val", "test")
+# What init=auto looks at.
+_INSTANCES = 256
 
 
 class NonFiniteLossError(UserError):
@@ -46,7 +48,8 @@ class LitModule(L.LightningModule):
         model: the net; it gives logits or values `(N, outputs)`, one logit `(N, 1)` if binary with
             head=sigmoid.
         activation: of the net's hidden layers; `default` is what a predefined model has, relu in our own.
-        init: of the weights, with `rules` for single parameters; see `initialize`.
+        init: of the weights, with `rules` for single parameters; see `initialize`. With `auto`, let it `meet`
+            some of the inputs before training.
         bias_init: of the biases; `auto` is zeros, or with init=default what the layers came with.
         loss: `auto` for the task's own.
         head: the output activation; `auto` for the task's usual one.
@@ -162,8 +165,26 @@ class LitModule(L.LightningModule):
                 where="model",
             )
         if isinstance(recipe["model"], dict):
-            initialize(net, recipe["init"], recipe["bias_init"], generator=generator(seed, "weights"))
+            noise = None
+            if recipe["init"] == factory.FOLLOWS["init"]:
+                noise = torch.randn(_INSTANCES, *input_shape, generator=generator(seed, "noise"))
+            self._initialize(net, noise, seed)
         return net
+
+    def _initialize(self, net: nn.Module, batch: Tensor | None, seed: int) -> None:
+        recipe, draw = self._recipe, generator(seed, "weights")
+        initialize(net, recipe["init"], recipe["bias_init"], generator=draw, batch=batch)
+
+    def meet(self, x: Tensor) -> None:
+        """Set the weights for these inputs, where init=auto says that they follow from them.
+
+        Before this they are set for normally distributed inputs.
+
+        Args:
+            x: instances as the net takes them; the first 256 count.
+        """
+        if self._recipe["init"] == factory.FOLLOWS["init"] and isinstance(self._recipe["model"], dict):
+            self._initialize(self.net, x[:_INSTANCES], self.hparams["seed"])
 
     def _try_loss(self) -> None:
         """Once on two instances of zeros: class weights of a wrong number are told now, not in training."""

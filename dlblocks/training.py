@@ -20,8 +20,8 @@ from torch import nn
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
 from dlblocks.history import History
-from dlblocks.models.probing import probed
 from dlblocks.module import LitModule
+from dlblocks.probing import probed
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
 from dlblocks.runs import new_folder
@@ -143,7 +143,7 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
     """The module of a recipe, shaped for its data."""
     run = recipe.run
     task = resolve(run["task"], run["head"], data.outputs, data.task)
-    return LitModule(
+    module = LitModule(
         task=task.name,
         head=task.head,
         input_shape=data.input_shape,
@@ -153,6 +153,8 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
         target_std=data.target_std,
         **recipe.blocks,
     )
+    module.meet(data.part("train")[0])
+    return module
 
 
 def _learning_rate(

@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dlblocks.errors import UserError
-from dlblocks.factory import initializer
+from dlblocks.factory import FOLLOWS, initializer
+from dlblocks.initializers.auto import adjust
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED, Fans, fans_of
 from dlblocks.initializers.plain import default
 from dlblocks.registry import REGISTRY, Spec, name_of, parse
@@ -38,6 +39,7 @@ def initialize(
     bias_init: Spec = "auto",
     *,
     generator: Generator | None = None,
+    batch: Tensor | None = None,
 ) -> nn.Module:
     """Fill all weights by `init` and all biases by `bias_init`, in place.
 
@@ -47,11 +49,14 @@ def initialize(
 
     Args:
         model: any module.
-        init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`. The
+        init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`; or `auto`,
+            which makes all weights orthogonal and then sets scales and biases on a batch, by what the
+            activations of the model need (`initializers.auto.adjust`). The
             mapping may have `rules`, `{pattern: initialiser}`: a parameter whose name matches the shell
             pattern gets that initialiser instead; the first that matches wins.
         bias_init: as `init`, without rules; `auto` is zeros, or with init=default what the layers came with.
         generator: of all random values; the global one if None.
+        batch: inputs as the model takes them, some hundred; for init=auto.
 
     Returns:
         The model.
@@ -59,7 +64,7 @@ def initialize(
     Raises:
         UserError: an initialiser that needs fans is given for biases, no weight is found, a rule matches
             nothing, a layer is lazy and has no size yet, or its values are computed from others, as under
-            weight norm.
+            weight norm; init=auto without a batch, or with a bias_init.
 
     >>> import torch
     >>> net = nn.Linear(2, 1)
@@ -67,6 +72,16 @@ def initialize(
     >>> net.bias.tolist() == [torch.tensor(0.1).item()]
     True
     """
+    if name_of(init) == FOLLOWS["init"]:
+        if batch is None:
+            raise UserError("init=auto: needs a batch of inputs: initialize(model, 'auto', batch=x).")
+        if name_of(bias_init) != FOLLOWS["bias_init"]:
+            raise UserError(
+                f"bias_init={name_of(bias_init)}: init=auto sets the biases too; leave it at auto."
+            )
+        initialize(model, "orthogonal", generator=generator)
+        adjust(model, batch)
+        return model
     init, rules = split(init)
     fill_weight = initializer(init, where="init")
     if name_of(bias_init) == "auto":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
-from dlblocks.models.probing import probed
+from dlblocks.probing import probed
 from dlblocks.registry import Spec, name_of
 from dlblocks.surgery import replace_activations
 

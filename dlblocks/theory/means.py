@@ -68,7 +68,7 @@ def means_of(activation: Spec | Callable[[Tensor], Tensor]) -> Means:
         function: Function = activation
     else:
         function = build_activation(activation).double().eval().requires_grad_(False)
-    if _is_elementwise(function):
+    if is_elementwise(function):
         return ByQuadrature(function)
     return BySamples(function, float(width_ratio(activation)))
 
@@ -177,7 +177,7 @@ class BySamples:
             return y.detach(), torch.autograd.grad((y * self._signs).sum(), x)[0]
 
 
-def _is_elementwise(function: Function) -> bool:
+def is_elementwise(function: Function) -> bool:
     """Whether each number gives the same alone as among others."""
     x = torch.linspace(-2.5, 3.0, 12, dtype=torch.float64)[None]
     with torch.no_grad():
