@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlblocks.data.module import TableDataModule
+    from dlblocks.diagnosis.diagnose import diagnose
+    from dlblocks.diagnosis.report import Diagnosis
     from dlblocks.errors import UserError
     from dlblocks.factory import activation, initializer, loss, model
     from dlblocks.hydra.compose import compose
@@ -34,6 +36,7 @@ _HOMES = {
     "BatchSizeChoice": "dlblocks.tuning.batch_choice",
     "BatchSizeFinder": "dlblocks.tuning.batch_size",
     "Block": "dlblocks.records",
+    "Diagnosis": "dlblocks.diagnosis.report",
     "LearningRateChoice": "dlblocks.tuning.choice",
     "LearningRateFinder": "dlblocks.tuning.learning_rate",
     "LitModule": "dlblocks.module",
@@ -44,6 +47,7 @@ _HOMES = {
     "activation": "dlblocks.factory",
     "compose": "dlblocks.hydra.compose",
     "describe": "dlblocks.registry",
+    "diagnose": "dlblocks.diagnosis.diagnose",
     "find_batch_size": "dlblocks.tuning.batch_size",
     "find_lr": "dlblocks.tuning.learning_rate",
     "initialize": "dlblocks.initializers.apply",
@@ -62,6 +66,7 @@ __all__ = [
     "BatchSizeChoice",
     "BatchSizeFinder",
     "Block",
+    "Diagnosis",
     "LearningRateChoice",
     "LearningRateFinder",
     "LitModule",
@@ -72,6 +77,7 @@ __all__ = [
     "activation",
     "compose",
     "describe",
+    "diagnose",
     "find_batch_size",
     "find_lr",
     "initialize",

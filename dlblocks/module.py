@@ -135,6 +135,11 @@ class LitModule(L.LightningModule):
         self._steps: list[tuple[int, float, Tensor]] = []
 
     @property
+    def optimizer_spec(self) -> Spec:
+        """The optimizer recipe, with the learning rate as it is now."""
+        return self._recipe["optimizer"]
+
+    @property
     def lr(self) -> float:
         """The learning rate that the optimizer is built with, where finders look for it.
 
@@ -292,11 +297,15 @@ class LitModule(L.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         x, y = batch
         output = self.net(x)
+        return self.criterion(output, y), output
+
+    def criterion(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss of what the net gives, with the targets as the data has them."""
         target = self.task.loss_target(y, self._target)
         if self._scaled:
             target = (target - self.target_mean) / self.target_std
         loss: Tensor = self.loss(self.task.loss_input(output, self._expects), target)
-        return loss, output
+        return loss
 
     def _prediction(self, output: Tensor) -> Tensor:
         prediction = self.task.predict(output, self._expects)

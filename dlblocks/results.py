@@ -35,6 +35,7 @@ class Result:
         tested_epoch: that of the best checkpoint, or the last one if none was kept.
         main_metric: the one that chose the best checkpoint, and `max` or `min`.
         best_checkpoint: its path, if one was kept.
+        diagnosis: what was said before training: `trains`, `slow`, `will not start`, `will diverge`, `unclear`.
         chosen: what was found for the keys of the recipe that said `auto`, such as `optimizer.lr`.
         parameters: trainable numbers in the net.
         epochs: passes over the training data.
@@ -52,6 +53,7 @@ class Result:
     tested_epoch: int = 0
     main_metric: tuple[str, str] = ("", "max")
     best_checkpoint: str | None = None
+    diagnosis: str = ""
     chosen: dict[str, Any] = field(default_factory=dict)
     parameters: int = 0
     epochs: int = 0
@@ -85,6 +87,8 @@ class Result:
                 table.add_row(name.replace("/", " "), f"{value:.4f}")
         for key, value in self.chosen.items():
             table.add_row(key, f"{value:g} (found)")
+        if self.diagnosis:
+            table.add_row("diagnosis", self.diagnosis)
         table.add_row("parameters", f"{self.parameters:,}")
         table.add_row("tested epoch", f"{self.tested_epoch} of 0 to {self.epochs - 1}")
         table.add_row("steps", f"{self.steps:,}")

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
+from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.errors import UserError
 from dlblocks.history import History
 from dlblocks.module import LitModule
@@ -29,7 +30,7 @@ from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
 from dlblocks.tuning.batch_size import find_batch_size
-from dlblocks.tuning.finder import Choice, tell
+from dlblocks.tuning.finder import Choice, show, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
 
@@ -95,6 +96,9 @@ def _train(recipe: Recipe, result: Result) -> None:
             build_loggers(recipe.logger, words),
             folder,
         )
+    if recipe.run["diagnose"] != "off" and recipe.run["ckpt_path"] is None:
+        with _timed(result, "diagnosis"):
+            _diagnose(recipe, module, data, result)
     if recipe.batches["auto"]:
         with _timed(result, "batch_size_finder"), _quiet():
             _set_batch_size(recipe, trainer, module, data, result)
@@ -155,6 +159,20 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
     )
     module.meet(data.part("train")[0])
     return module
+
+
+def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: Result) -> None:
+    """Say whether this will start to train; with diagnose=strict, refuse what will not."""
+    rate = module.lr if recipe.lr_finder is None and hasattr(module, "lr") else None
+    size = 64 if recipe.batches["auto"] else data.train_batch_size
+    found = diagnose_on(module, data.part("train"), rate, size)
+    result.diagnosis = found.verdict.outcome
+    if is_main_process():
+        found.save(result.folder)
+        if found.worth_telling:
+            show(found.panel())
+    if recipe.run["diagnose"] == "strict":
+        found.check()
 
 
 def _learning_rate(

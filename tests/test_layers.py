@@ -23,7 +23,7 @@ LAYERS = [
     ("models",),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
-    ("results", "trainer", "catalog"),
+    ("diagnosis", "results", "trainer", "catalog"),
     ("tuning",),
     ("training",),
     ("sweeps",),
@@ -53,6 +53,7 @@ LIGHT += [
     "schedulers",
     "models",
     "data",
+    "diagnosis",
     "theory",
     "activations.width",
 ]

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from dlblocks.errors import UserError
@@ -114,6 +114,11 @@ def find(
     if finder.interrupted:
         raise KeyboardInterrupt
     return finder.choice
+
+
+def show(panel: RenderableType) -> None:
+    """A panel on the terminal."""
+    Console().print(panel)
 
 
 def tell(line: str) -> None:

@@ -1,0 +1,40 @@
+"""The diagnosis of a run, before its training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlblocks.diagnosis.diagnose import diagnose
+from dlblocks.diagnosis.report import Diagnosis
+from dlblocks.module import LitModule
+
+# Instances looked at, fewer where they are large, and the numbers in them at most.
+_INSTANCES, _NUMBERS = 512, 2**21
+# Copies of larger nets are not trained.
+_PARAMETERS = 2_000_000
+
+
+def diagnose_on(
+    module: LitModule, data: tuple[Tensor, Tensor], lr: float | None, batch_size: int
+) -> Diagnosis:
+    """Diagnose a module on some of its training data.
+
+    Args:
+        module: as it will be trained.
+        data: x and y of the training part.
+        lr: the rate it will be trained with; None if that is still to be found.
+        batch_size: instances for each update.
+    """
+    x, y = data
+    count = max(16, min(_INSTANCES, _NUMBERS // max(1, x[0].numel())))
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count].to(x.device)
+    return diagnose(
+        module.net,
+        (x[chosen], y[chosen]),
+        loss=module.criterion,
+        optimizer=module.optimizer_spec,
+        lr=lr,
+        batch_size=batch_size,
+        trials=sum(p.numel() for p in module.net.parameters()) <= _PARAMETERS,
+    )

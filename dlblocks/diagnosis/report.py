@@ -1,0 +1,158 @@
+"""A diagnosis as one report: a panel, `diagnosis.json`, and the picture `signal.png`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlblocks.diagnosis.signal import Layer, Signal
+from dlblocks.diagnosis.trial import Trial
+from dlblocks.diagnosis.verdict import Verdict
+from dlblocks.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+
+_COLOURS = {"trains": "green", "slow": "yellow", "unclear": "yellow"}
+# Rows of the table in the panel; of deeper nets the first and last layers are shown.
+_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong beside the signal.
+
+    Args:
+        where: the config key or the part of the model.
+        message: what is wrong, and what would be right.
+    """
+
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a net will start to train, why, and what would help.
+
+    Args:
+        verdict: the answer.
+        signal: what one batch showed.
+        trials: short runs, where the signal alone did not tell.
+        suggestions: changes with which it would start, each tried out, such as `init=auto`.
+        findings: what else is wrong: a double softmax, shapes that broadcast, labels of another format.
+    """
+
+    verdict: Verdict
+    signal: Signal
+    trials: tuple[Trial, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing speaks against training."""
+        return self.verdict.outcome in ("trains", "slow", "unclear") and not self.findings
+
+    @property
+    def worth_telling(self) -> bool:
+        """Whether a user would want to know it before training."""
+        return self.verdict.outcome not in ("trains", "unclear") or bool(self.findings)
+
+    def check(self, where: str = "diagnose=strict") -> None:
+        """Refuse what will not train.
+
+        Raises:
+            UserError: the verdict, its reason, and what would help.
+        """
+        if not self.sound:
+            raise UserError(f"{where}: {' '.join(self.lines())}")
+
+    def lines(self) -> list[str]:
+        """The verdict, its reason, findings and suggestions, a sentence each."""
+        told = [f"{finding.where}: {finding.message}" for finding in self.findings]
+        if self.verdict.outcome != "trains" or not told:
+            said = {"trains": "This network will start to train", "slow": "This network starts slowly"}
+            start = said.get(self.verdict.outcome, f"This network {self.verdict.outcome}")
+            if self.verdict.outcome == "unclear":
+                start = "Whether this network starts to train is unclear"
+            told.insert(0, f"{start}: {self.verdict.reason}")
+        if self.suggestions:
+            told.append(f"Tried, and starts to train: {', '.join(self.suggestions)}.")
+        return told
+
+    def panel(self) -> Panel:
+        """For the terminal."""
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.panel import Panel
+        from rich.table import Table
+
+        table = Table("layer", "deviation", "between inputs", "dead", "gradient", "update / weight", box=None)
+        for layer in _shown(self.signal.layers):
+            if layer is None:
+                table.add_row("...")
+                continue
+            table.add_row(
+                escape(f"{layer.name} ({layer.kind})"),
+                f"{layer.deviation:.1e}",
+                f"{layer.variation:.1%}" if layer.variation >= 1e-3 else f"{layer.variation:.0e}",
+                "" if layer.dead is None else f"{layer.dead:.0%}",
+                f"{layer.gradient:.1e}",
+                "" if layer.update is None else f"{layer.update:.0e}",
+            )
+        colour = _COLOURS.get(self.verdict.outcome, "red") if not self.findings else "red"
+        title = f"diagnosis: {self.verdict.outcome}"
+        return Panel(Group(*map(escape, self.lines()), "", table), title=title, border_style=colour)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `diagnosis.json` and `signal.png` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "diagnosis.json").write_text(
+            json.dumps(_plain(asdict(self)), indent=2) + "\n", encoding="utf-8"
+        )
+        draw(self.signal.layers, folder / "signal.png")
+
+
+def draw(layers: Sequence[Layer], path: Path) -> None:
+    """Draw the signal on its way forward and the gradient on its way back, per layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    forward, backward = figure.subplots(1, 2)
+    at = range(1, len(layers) + 1)
+    forward.plot(at, [_positive(layer.deviation) for layer in layers], ".-", label="deviation")
+    between = [_positive((layer.variation * (layer.deviation**2 + layer.mean**2)) ** 0.5) for layer in layers]
+    forward.plot(at, between, ".--", label="between inputs")
+    backward.plot(at, [_positive(layer.gradient) for layer in layers], ".-", label="gradient")
+    backward.plot(at, [_positive(layer.useful) for layer in layers], ".--", label="that tells inputs apart")
+    for axes, name in ((forward, "signal"), (backward, "gradient of the weights")):
+        axes.set(xlabel="layer", title=name, yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def _positive(value: float) -> float:
+    """A logarithmic axis has no 0; a gap stands for it."""
+    return value if value > 0 else float("nan")
+
+
+def _shown(layers: Sequence[Layer]) -> list[Layer | None]:
+    if len(layers) <= _ROWS:
+        return list(layers)
+    half = _ROWS // 2
+    return [*layers[:half], None, *layers[-half:]]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity; null stands for both."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,145 @@
+"""From the signal to a verdict in words.
+
+The bounds are set on the tuned grid of `scripts/benchmark.py diagnosis`: beyond those of `_hopeless` no net of it
+has started, and within those of `_healthy` nearly all have. What lies between is left to a trial.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, log10
+from typing import Literal
+
+from dlblocks.diagnosis.signal import Signal
+
+Outcome = Literal["trains", "slow", "will not start", "will diverge", "unclear"]
+
+# Of gradient descent: error taken off for each unit of learning rate, as a log10.
+_SLOWEST, _FASTEST = -7.4, 5.6
+# Of adaptive methods, which scale gradients up: log10 of the variance of what the net gives.
+_FAINTEST = -25.0
+# A first update of this share of the weights changes them in time and does not overturn them.
+_UPDATE = (1e-5, 0.1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Will it start to train?
+
+    Args:
+        outcome: `trains`, `slow`, `will not start`, `will diverge`; `unclear` if only a trial can tell.
+        reason: one sentence.
+        layer: the name of the layer where it breaks, if at one.
+    """
+
+    outcome: Outcome
+    reason: str
+    layer: str | None = None
+
+
+def judge(signal: Signal, adaptive: bool) -> Verdict:
+    """What the probe alone can tell.
+
+    Args:
+        signal: of one batch.
+        adaptive: whether the optimizer scales each gradient by its size, as Adam does.
+    """
+    return (
+        _hopeless(signal, adaptive)
+        or _healthy(signal)
+        or Verdict("unclear", describe(signal)[0], describe(signal)[1])
+    )
+
+
+def _hopeless(signal: Signal, adaptive: bool) -> Verdict | None:
+    if not signal.finite:
+        broken = next((layer for layer in signal.layers if not isfinite(layer.mean + layer.deviation)), None)
+        where = broken or signal.layers[-1]
+        return Verdict(
+            "will diverge", f"the signal grows until it is no finite number, at {where.name}.", where.name
+        )
+    reason, layer = describe(signal)
+    if adaptive:
+        if _log(signal.output_mean_square * signal.output_variation) < _FAINTEST:
+            return Verdict("will not start", reason, layer)
+        return None
+    if _log(signal.speed) < _SLOWEST:
+        return Verdict("will not start", reason, layer)
+    if _log(signal.speed) > _FASTEST:
+        return Verdict("will diverge", reason, layer)
+    return None
+
+
+def _healthy(signal: Signal) -> Verdict | None:
+    output = _log(signal.output_mean_square * signal.output_variation)
+    variation = min(layer.variation for layer in signal.layers)
+    updates = [layer.update for layer in signal.layers if layer.update is not None]
+    if (
+        signal.alignment > 0.5
+        and -2.5 < output < 1.5
+        and variation > 0.25
+        and 0.1 < _ratio(signal) ** 2 < 30
+        and _log(signal.speed) > -1.4
+        and all(_UPDATE[0] < update < _UPDATE[1] for update in updates)
+    ):
+        return Verdict("trains", "signal and gradient pass through all layers.")
+    return None
+
+
+def describe(signal: Signal) -> tuple[str, str | None]:
+    """What stands out most, in a sentence, and the layer where."""
+    layers = signal.layers
+    first, last = layers[0], layers[-1]
+    same = next((layer for layer in layers[:-1] if layer.identical > 0.9), None)
+    if same is not None and same.variation > 0:
+        return (
+            f"all units of {same.name} do the same and get the same gradient: nothing tells them apart.",
+            same.name,
+        )
+    dead = next((layer for layer in layers if (layer.dead or 0) > 0.95), None)
+    if dead is not None:
+        return f"the units behind {dead.name} are dead: their slope is 0 for all inputs.", dead.name
+    alike = next((layer for layer in layers if layer.variation < 1e-4), None)
+    ratio = _ratio(signal)
+    if ratio < 1e-3:
+        return (
+            f"the gradient that reaches {first.name} is about {ratio:.0e} of that of {last.name}: it vanishes on its"
+            " way back.",
+            first.name,
+        )
+    if alike is not None:
+        return (
+            f"all inputs look alike at {alike.name}: what differs between them is {alike.variation:.0e} of the"
+            " signal.",
+            alike.name,
+        )
+    if ratio > 1e3:
+        return (
+            f"the gradient that reaches {first.name} is about {ratio:.0e} times that of {last.name}: it explodes on its"
+            " way back.",
+            first.name,
+        )
+    if signal.output_mean_square > 1e4:
+        return (
+            f"the net gives numbers of about {signal.output_mean_square**0.5:.0e}: the signal explodes.",
+            last.name,
+        )
+    size = signal.output_mean_square * signal.output_variation
+    if size < 1e-6:
+        return (
+            f"what the net gives differs by only {size**0.5:.0e} between inputs: the signal dies out.",
+            last.name,
+        )
+    if signal.alignment < 0.2:
+        return "inputs of one class have no more in common than others for this net: it scatters them.", None
+    return "some layers pass the signal on only in part.", None
+
+
+def _ratio(signal: Signal) -> float:
+    """The gradient of the first layer over that of the last."""
+    first, last = signal.layers[0].gradient, signal.layers[-1].gradient
+    return first / last if last > 0 else inf if first > 0 else 0.0
+
+
+def _log(value: float) -> float:
+    return log10(value) if value > 0 else -inf
