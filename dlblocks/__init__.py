@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dlblocks.data.module import TableDataModule
     from dlblocks.diagnosis.diagnose import diagnose
     from dlblocks.diagnosis.report import Diagnosis
+    from dlblocks.diagnosis.watch import SignalWatch
     from dlblocks.errors import UserError
     from dlblocks.factory import activation, initializer, loss, model
     from dlblocks.hydra.compose import compose
@@ -42,6 +43,7 @@ _HOMES = {
     "LitModule": "dlblocks.module",
     "Param": "dlblocks.records",
     "Result": "dlblocks.results",
+    "SignalWatch": "dlblocks.diagnosis.watch",
     "TableDataModule": "dlblocks.data.module",
     "UserError": "dlblocks.errors",
     "activation": "dlblocks.factory",
@@ -72,6 +74,7 @@ __all__ = [
     "LitModule",
     "Param",
     "Result",
+    "SignalWatch",
     "TableDataModule",
     "UserError",
     "activation",

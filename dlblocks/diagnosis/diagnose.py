@@ -43,7 +43,7 @@ def diagnose(
 ) -> Diagnosis:
     """Whether a net will start to train, the layer where it breaks if not, and what would help.
 
-    One batch is run forward and back. Where that does not tell, copies are trained for at most 100 steps on
+    One batch is run forward and back. Where that does not tell, copies are trained for at most 200 steps on
     three quarters of the batch and judged by the rest. The model, its modes and the random state stay as they are.
 
     Args:

@@ -121,9 +121,13 @@ class Diagnosis:
 def draw(layers: Sequence[Layer], path: Path) -> None:
     """Draw the signal on its way forward and the gradient on its way back, per layer."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    forward, backward = figure.subplots(1, 2)
+    # Placed by hand and without minor ticks, which takes less than half the time.
+    figure = Figure(figsize=(9, 3.2))
+    forward, backward = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.16, "top": 0.9, "wspace": 0.18}
+    )
     at = range(1, len(layers) + 1)
     forward.plot(at, [_positive(layer.deviation) for layer in layers], ".-", label="deviation")
     between = [_positive((layer.variation * (layer.deviation**2 + layer.mean**2)) ** 0.5) for layer in layers]
@@ -132,9 +136,10 @@ def draw(layers: Sequence[Layer], path: Path) -> None:
     backward.plot(at, [_positive(layer.useful) for layer in layers], ".--", label="that tells inputs apart")
     for axes, name in ((forward, "signal"), (backward, "gradient of the weights")):
         axes.set(xlabel="layer", title=name, yscale="log")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=100)
+        axes.legend(fontsize="small", loc="best" if len(layers) < 3 else "lower left")
+    figure.savefig(path, dpi=80)
 
 
 def _positive(value: float) -> float:

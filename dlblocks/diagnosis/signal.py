@@ -156,7 +156,7 @@ def _run(net: nn.Module, x: Any) -> tuple[list[_Seen], Tensor]:
         elif all(part.module is not module for part in seen):
             seen.append(_Seen(names[module], module, inputs[0].detach(), made.detach()))
 
-    hooked = [module for module in net.modules() if module in activations or _weighs(module)]
+    hooked = [module for module in net.modules() if module in activations or weighs(module)]
     hooks = [module.register_forward_hook(note) for module in hooked]
     try:
         output = output_of(net, x)
@@ -184,7 +184,7 @@ def output_of(net: nn.Module, x: Any) -> Tensor:
     return output
 
 
-def _weighs(module: nn.Module) -> bool:
+def weighs(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim >= 2 and not isinstance(module, nn.Embedding)
 
