@@ -88,9 +88,16 @@ def finders(repeats: int) -> list[tuple[str, ...]]:
     return finders(repeats)
 
 
-SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders}
+def diagnosis(repeats: int) -> list[tuple[str, ...]]:
+    """What a diagnosis says beside what then happens, and how many activations init=auto starts."""
+    from benchmark_diagnosis import diagnosis
+
+    return diagnosis(repeats)
+
+
+SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders, "diagnosis": diagnosis}
 # Too long to be run unasked.
-LONG = ("finders",)
+LONG = ("finders", "diagnosis")
 
 EPOCHS = 20
 

@@ -152,7 +152,8 @@ def _after(trials: Sequence[Trial], verdict: Verdict) -> Verdict:
         return Verdict(
             "slow", f"a trial of {last.steps} steps{at} got {last.skill:.0%} of the way from chance."
         )
-    reason = f"a trial of {last.steps} steps{at} learnt nothing; {verdict.reason}"
+    rates = f"in trials at {len(trials)} learning rates" if len(trials) > 1 else f"in a trial{at}"
+    reason = f"nothing was learnt {rates}; {verdict.reason}"
     return Verdict("will not start", reason, verdict.layer)
 
 

@@ -1,0 +1,140 @@
+"""init=auto: signal and gradient pass through nets of any activation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dlblocks
+from dlblocks.errors import UserError
+from dlblocks.registry import REGISTRY, names
+
+ELEMENTWISE = [n for n in names("activation") if REGISTRY.get("activation", n).tags["elementwise"]]
+
+
+def inputs(rows: int = 256, features: int = 32) -> Tensor:
+    return torch.randn(rows, features, generator=torch.Generator().manual_seed(1))
+
+
+def made(activation: str, depth: int, x: Tensor | None = None) -> nn.Module:
+    net = dlblocks.model("mlp", (32,), 5, activation, depth=depth, width=48)
+    return dlblocks.initialize(
+        net, "auto", generator=torch.Generator().manual_seed(0), batch=inputs() if x is None else x
+    )
+
+
+@pytest.mark.parametrize("name", names("activation"))
+def test_signal_and_gradient_pass_through_thirty_layers(name: str) -> None:
+    if name == "log_softmax":
+        pytest.skip("sums to a constant over the units, so no layer of it can be followed by theory")
+    net = made(name, 30)
+    outputs = net(inputs())
+    assert outputs.std().item() == pytest.approx(0.1, rel=0.5)
+    apart = outputs - outputs.mean(0)
+    assert apart.std() > 0.2 * outputs.std()
+    outputs.square().sum().backward()
+    weights = [layer.weight.grad for layer in net.modules() if isinstance(layer, nn.Linear)]
+    relative = [
+        (layer.weight.grad.norm() * layer.weight.norm()).item()  # does not depend on the layers' scales
+        for layer in net.modules()
+        if isinstance(layer, nn.Linear) and layer.weight.grad is not None
+    ]
+    assert len(weights) == 31
+    assert max(relative) < 100 * min(relative)
+
+
+def test_relu_gets_the_variance_of_he() -> None:
+    net = made("relu", 3)
+    layers = [layer for layer in net if isinstance(layer, nn.Linear)]
+    for layer in layers[1:-1]:
+        assert layer.weight.var().item() * layer.in_features == pytest.approx(2.0, rel=0.25)
+        assert layer.bias.abs().max() < 1e-6
+
+
+def test_every_layer_has_the_variance_of_its_point_on_the_batch() -> None:
+    x = 3.0 + 10.0 * inputs()
+    net = made("tanh", 8, x)
+    seen: list[Tensor] = []
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    net(x)
+    for h in seen[:-1]:
+        assert (h - h.mean(0)).square().mean().item() < 1.05
+        assert h.square().mean().item() == pytest.approx(1.0, abs=0.5)
+
+
+def test_the_batch_need_not_be_of_any_scale() -> None:
+    for scale in (1e-4, 1e4):
+        assert made("sigmoid", 5, scale * inputs())(scale * inputs()).std().item() == pytest.approx(
+            0.1, rel=0.3
+        )
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_convolutions_with_and_without_norm(norm: str) -> None:
+    net = dlblocks.model("convnet", (1, 8, 8), 3, "tanh", channels=[8, 8, 8, 8], norm=norm)
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    x = inputs(64, 64).reshape(64, 1, 8, 8)
+    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=x)
+    assert all(torch.equal(before[name], value) for name, value in net.named_buffers())
+    net.train()
+    assert 0.03 < net(x).std().item() < 0.3
+
+
+def test_layers_before_a_sum_share_a_variance() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x)
+
+    net = nn.Sequential(*[Residual() for _ in range(16)], nn.Linear(32, 2))
+    dlblocks.initialize(net, "auto", batch=inputs(), generator=torch.Generator().manual_seed(0))
+    stream = net[:-1](inputs())
+    assert 1.0 < stream.square().mean().item() < 3.5
+
+
+def test_modes_random_state_and_seed() -> None:
+    net = dlblocks.model("mlp", (32,), 5, "gelu", dropout=0.5)
+    net[1].eval()
+    modes = [part.training for part in net.modules()]
+    state = torch.get_rng_state()
+    dlblocks.initialize(net, "auto", batch=inputs(), generator=torch.Generator().manual_seed(0))
+    assert [part.training for part in net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    again = dlblocks.model("mlp", (32,), 5, "gelu", dropout=0.5)
+    dlblocks.initialize(again, "auto", batch=inputs(), generator=torch.Generator().manual_seed(0))
+    for one, other in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_what_can_not_be_set_is_told() -> None:
+    net = dlblocks.model("mlp", (32,), 5)
+    with pytest.raises(UserError, match="needs a batch"):
+        dlblocks.initialize(net, "auto")
+    with pytest.raises(UserError, match="sets the biases too"):
+        dlblocks.initialize(net, "auto", "zeros", batch=inputs())
+    with pytest.raises(UserError, match="gives the same for all inputs"):
+        dlblocks.initialize(net, "auto", batch=torch.zeros(8, 32))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_lit_module_meets_its_data(name: str) -> None:
+    module = dlblocks.LitModule(
+        task="multiclass",
+        input_shape=(32,),
+        outputs=5,
+        activation=name,
+        init="auto",
+        model={"name": "mlp", "depth": 4},
+    )
+    before = module.net(5 * inputs())
+    module.meet(5 * inputs())
+    after = module.net(5 * inputs())
+    assert after.std().item() == pytest.approx(0.1, rel=0.1)
+    assert not torch.equal(before, after)
