@@ -261,13 +261,15 @@ def _check_sweep(given: Any) -> None:
     panels = sweep.get("panels") or []
     if not isinstance(panels, (list, tuple)) or any(
         not isinstance(panel, Mapping)
-        or set(panel) != {"x", "y"}
-        or not all(isinstance(value, str) for value in panel.values())
+        or not {"x", "y"} <= set(panel) <= {"x", "y", "color", "where"}
+        or not all(isinstance(value, str) for key, value in panel.items() if key != "where")
+        or not isinstance(panel.get("where", {}), Mapping)
         for panel in panels
     ):
         raise UserError(
             f"sweep.panels={panels}: must be a list of panels such as {{x: epoch, y: val/accuracy}} or"
-            " {x: optimizer.lr, y: test/accuracy}."
+            " {x: optimizer.lr, y: test/accuracy}, or {x: init, y: activation, color: val/accuracy}, with where:"
+            " {model.depth: 20} for a part of the runs."
         )
 
 

@@ -16,8 +16,8 @@ Outcome = Literal["trains", "slow", "will not start", "will diverge", "unclear"]
 
 # Of gradient descent: error taken off for each unit of learning rate, as a log10.
 _SLOWEST, _FASTEST = -7.4, 5.6
-# Of adaptive methods, which scale gradients up: log10 of the variance of what the net gives.
-_FAINTEST = -30.0
+# Of adaptive methods, which scale gradients up: log10 of the largest gradient that tells inputs apart.
+_FAINTEST = -15.0
 # A first update of this share of the weights changes them in time and does not overturn them.
 _UPDATE = (1e-5, 0.1)
 
@@ -60,7 +60,7 @@ def _hopeless(signal: Signal, adaptive: bool) -> Verdict | None:
         )
     reason, layer = describe(signal)
     if adaptive:
-        if _log(signal.output_mean_square * signal.output_variation) < _FAINTEST:
+        if _log(max(layer.useful for layer in signal.layers)) < _FAINTEST:
             return Verdict("will not start", reason, layer)
         return None
     if _log(signal.speed) < _SLOWEST:

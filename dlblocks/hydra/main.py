@@ -77,8 +77,8 @@ class Jobs:
         settings = HydraConfig.get()
         if settings.mode == RunMode.MULTIRUN and self.sweep is None:
             self.sweep = SweepRecord(Path(settings.sweep.dir))
-            panels = OmegaConf.select(config, "sweep.panels") or []
-            self.panels = [Panel(panel["x"], panel["y"]) for panel in panels]
+            panels = plain(config).get("sweep", {}).get("panels") or []
+            self.panels = [Panel(**panel) for panel in panels]
         folder = os.path.relpath(settings.runtime.output_dir)
         overrides = OmegaConf.to_container(settings.overrides.task)
         assert isinstance(overrides, list)

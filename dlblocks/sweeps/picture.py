@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +22,20 @@ class Panel:
 
     Args:
         x: `epoch`, `step` or `seconds` for a curve of each run; else a key that the sweep varies.
-        y: a metric such as `val/accuracy`; against a key also `seconds` or `steps` of the whole fit.
+        y: a metric such as `val/accuracy`; against a key also `seconds` or `steps` of the whole fit. With
+            `color`, another key that the sweep varies.
+        color: a metric, or `diagnosis` (1 for trains, 0 for will not), for a heat map of two keys.
+        where: only the runs with these values of other keys.
     """
 
     x: str
     y: str
+    color: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, runs: Sequence[Drawn]) -> list[Drawn]:
+        """The runs that it shows."""
+        return [run for run in runs if all(run.values.get(k) == str(v) for k, v in self.where.items())]
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,15 @@ def draw(runs: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> None:
 
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        if panel.x in ALONG:
-            _draw_curves(axes, runs, panel)
-        else:
-            _draw_finals(axes, runs, panel)
+        shown = panel.chosen(runs)
         axes.set(xlabel=panel.x, ylabel=panel.y)
+        if panel.color is not None:
+            _draw_map(axes, shown, panel)
+            continue
+        if panel.x in ALONG:
+            _draw_curves(axes, shown, panel)
+        else:
+            _draw_finals(axes, shown, panel)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -108,6 +122,35 @@ def _draw_finals(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
                 f"{name}: failed", (place, 0.02), xycoords=("data", "axes fraction"), rotation=90
             )
             told.set_in_layout(False)
+
+
+def _draw_map(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
+    """The mean of each pair of values; a pair without a result is marked."""
+    assert panel.color is not None
+    columns, rows = (
+        list(dict.fromkeys(run.values.get(key, "?") for run in runs)) for key in (panel.x, panel.y)
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        of_pair = found.setdefault((run.values.get(panel.y, "?"), run.values.get(panel.x, "?")), [])
+        if panel.color in run.finals:
+            of_pair.append(run.finals[panel.color])
+    means = {pair: sum(values) / len(values) for pair, values in found.items() if values}
+    table = [[means.get((row, column), nan) for column in columns] for row in rows]
+    shown = axes.imshow(table, aspect="auto", cmap="viridis")
+    if panel.color == "diagnosis" or panel.color.endswith(("accuracy", "f1", "auroc")):
+        shown.set_clim(0.0, 1.0)
+    low, high = shown.get_clim()
+    for row, values in enumerate(table):
+        for column, value in enumerate(values):
+            text = "failed" if isnan(value) else f"{value:.2f}"
+            ink = "white" if value < (low + high) / 2 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize="small", color=ink)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize="small")
+    axes.set_yticks(range(len(rows)), rows, fontsize="small")
+    limits = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in panel.where.items())
+    axes.set_title(f"{panel.color}{f' ({limits})' if limits else ''}", fontsize="medium")
+    axes.figure.colorbar(shown, ax=axes)
 
 
 def _numbers(names: Sequence[str]) -> list[float] | None:

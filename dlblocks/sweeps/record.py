@@ -23,6 +23,7 @@ class _Run:
     metrics: dict[str, float] = field(default_factory=dict)
     finals: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    said: str = ""
 
 
 class SweepRecord:
@@ -48,11 +49,15 @@ class SweepRecord:
         run = self._runs[-1]
         run.status, run.metrics, self.main_metric = result.status, result.metrics, result.main_metric
         run.finals = {"seconds": result.seconds.get("fit", 0.0), "steps": float(result.steps)}
+        run.said = result.diagnosis
         self._save()
 
     def fail(self, error: str, status: str = "failed") -> None:
         """The run that began last has ended without a result."""
-        self._runs[-1].status, self._runs[-1].error = status, error
+        run = self._runs[-1]
+        run.status, run.error = status, error
+        if (Path(run.folder) / "result.json").exists():
+            run.said = Result.load(run.folder).diagnosis
         self._save()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -64,6 +69,7 @@ class SweepRecord:
             {
                 "run": run.number,
                 **{key: run.overrides.get(key, "") for key in self._varied()},
+                **({"diagnosis": run.said} if any(other.said for other in self._runs) else {}),
                 "status": run.status,
                 **{name: run.metrics.get(name, "") for name in metrics},
                 "folder": run.folder,
@@ -98,7 +104,7 @@ class SweepRecord:
                 ),
                 values=run.overrides,
                 folder=run.folder,
-                finals={**run.metrics, **run.finals},
+                finals={**run.metrics, **run.finals, **_predicted(run.said)},
             )
             for run in self._runs
         ]
@@ -141,3 +147,8 @@ class SweepRecord:
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_table(self.rows(), self.folder / "sweep.csv")
+
+
+def _predicted(said: str) -> dict[str, float]:
+    """What was said before training, as a number to draw."""
+    return {"diagnosis": {"trains": 1.0, "slow": 0.5, "unclear": 0.5}.get(said, 0.0)} if said else {}

@@ -67,10 +67,23 @@ def means_of(activation: Spec | Callable[[Tensor], Tensor]) -> Means:
     if callable(activation) and not isinstance(activation, (nn.Module, type)):
         function: Function = activation
     else:
-        function = build_activation(activation).double().eval().requires_grad_(False)
+        function = plain_function(activation)
     if is_elementwise(function):
         return ByQuadrature(function)
     return BySamples(function, float(width_ratio(activation)))
+
+
+def plain_function(activation: Spec) -> Function:
+    """An activation as a function of double numbers, without gradients of its own, that leaves its input alone.
+
+    Args:
+        activation: a name, a `{name: ..., params}` mapping, or a module.
+    """
+    module = build_activation(activation).double().eval().requires_grad_(False)
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            setattr(part, "inplace", False)  # noqa: B010 - not every module has it
+    return module
 
 
 class ByQuadrature:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from dlblocks.activations.width import width_ratio
-from dlblocks.factory import activation as build_activation
 from dlblocks.registry import Spec
-from dlblocks.theory.means import BySamples, is_elementwise
+from dlblocks.theory.means import BySamples, is_elementwise, plain_function
 from dlblocks.theory.quadrature import Function, slope
 
 _MEANS = (0.0, -0.5, 0.5, -1.0, 1.0, -2.0, 2.0, -3.0, 3.0)
@@ -66,7 +65,7 @@ def operating_point(activation: Spec, tolerance: float = 0.02) -> OperatingPoint
     >>> point.mean, point.variance, round(point.centring, 2)
     (0.0, 1.0, 0.0)
     """
-    function = build_activation(activation).double().eval().requires_grad_(False)
+    function = plain_function(activation)
     q = torch.tensor(_VARIANCES, dtype=torch.float64)
     if is_elementwise(function):
         return _nearest(_MEANS, _on_a_line(function, q), tolerance)

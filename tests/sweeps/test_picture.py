@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlblocks.results import write_table
-from dlblocks.sweeps.picture import Drawn, Panel, _draw_curves, _draw_finals, draw
+from dlblocks.sweeps.picture import Drawn, Panel, _draw_curves, _draw_finals, _draw_map, draw
 
 
 def axes() -> Axes:
@@ -67,3 +67,24 @@ def test_draws_a_file(tmp_path: Path) -> None:
     runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "3", None)]
     draw(runs, [Panel("epoch", "val/accuracy"), Panel("optimizer.lr", "seconds")], tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 5000
+
+
+def test_a_heat_map_of_two_keys_at_one_value_of_a_third(tmp_path: Path) -> None:
+    runs = [
+        Drawn("", {"init": init, "activation": name, "model.depth": depth}, str(tmp_path), finals)
+        for init, name, depth, finals in [
+            ("zeros", "relu", "3", {"val/accuracy": 0.1}),
+            ("auto", "relu", "3", {"val/accuracy": 0.8}),
+            ("auto", "relu", "3", {"val/accuracy": 0.6}),
+            ("auto", "tanh", "3", {}),
+            ("auto", "relu", "20", {"val/accuracy": 0.0}),
+        ]
+    ]
+    panel = Panel("init", "activation", "val/accuracy", {"model.depth": 3})
+    here = axes()
+    _draw_map(here, panel.chosen(runs), panel)
+    assert [text.get_text() for text in here.texts] == ["0.10", "0.70", "failed", "failed"]
+    assert here.get_title() == "val/accuracy (depth=3)"
+    assert here.images[0].get_clim() == (0.0, 1.0)
+    draw(runs, [panel], tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
