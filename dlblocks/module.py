@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
-from dlblocks import factory, tasks
+from dlblocks import factory, shares, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.losses.terms import contract
@@ -128,8 +128,11 @@ class LitModule(L.LightningModule):
         named = isinstance(given["optimizer"], dict)
         block = REGISTRY.get("optimizer", name_of(given["optimizer"])) if named else None
         self._second_order = bool(block and block.tags.get("second_order"))
+        self._weighs_classes = shares.weighs_classes(self.loss)
         self._meters = {s: _Meter(s, self.task, self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
+        # More than one while they train together; trials before that are each process's own.
+        self._processes = 1
 
     @property
     def lr(self) -> float:
@@ -183,9 +186,16 @@ class LitModule(L.LightningModule):
         out: Tensor = self.net(x)
         return out
 
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:  # Lightning sets it where the strategy divides the parameters
+            from dlblocks.sharding import shard
+
+            for part in (self.net, self.loss):
+                shard(part, self._device_mesh["data_parallel"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, output = self._loss(batch)
-        self._meters["train"].add(batch_idx, loss, output, batch[1])
+        loss, output, count = self._loss(batch, shared=self._processes > 1)
+        self._meters["train"].add(batch_idx, loss, output, batch[1], count)
         trainer = self.trainer
         step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
         self._steps.append((step, rate, loss.detach()))
@@ -203,7 +213,13 @@ class LitModule(L.LightningModule):
         # Checkpoints are saved after this.
         self._judged(True)
 
+    def on_train_start(self) -> None:
+        self._processes = self.trainer.world_size
+        if self._processes > 1:
+            shares.check_shared(self.loss, self._recipe["loss"])
+
     def on_train_end(self) -> None:
+        self._processes = 1
         self._judged(True)
 
     def on_validation_model_eval(self) -> None:
@@ -236,6 +252,8 @@ class LitModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self._recipe
+        if self._device_mesh is not None:
+            self._check_divided_optimizer(recipe["optimizer"])
         optimizer = build_optimizer(recipe["optimizer"], self)
         metric, mode = self.task.main_metric
         config = lightning_config(
@@ -246,6 +264,16 @@ class LitModule(L.LightningModule):
             mode=mode,
         )
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _check_divided_optimizer(self, spec: Spec) -> None:
+        from dlblocks.sharding import check_optimizer
+
+        if isinstance(spec, torch.optim.Optimizer):
+            raise UserError(
+                "optimizer: a ready one holds the parameters from before they were divided; give a name or a partial."
+            )
+        assert self._device_mesh is not None
+        check_optimizer(lambda net: build_optimizer(spec, net), self._device_mesh["data_parallel"])
 
     def _judged(self, judged: bool) -> None:
         """Tell optimisers that train at one point and judge at another (schedule-free ones) which is wanted."""
@@ -268,22 +296,27 @@ class LitModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return int(total) if total != float("inf") else None
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss, the net's output, and over how much the loss is a mean; None for the number of instances."""
         x, y = batch
         output = self.net(x)
         target = self.task.loss_target(y, self._target)
         if self._scaled:
             target = (target - self.target_mean) / self.target_std
-        loss: Tensor = self.loss(self.task.loss_input(output, self._expects), target)
-        return loss, output
+        input = self.task.loss_input(output, self._expects)
+        loss: Tensor = self.loss(input, target)
+        if not (shared or self._weighs_classes):
+            return loss, output, None
+        count = shares.counted(self.loss, input, target)
+        return (shares.shared_loss(loss, count) if shared else loss), output, count
 
     def _prediction(self, output: Tensor) -> Tensor:
         prediction = self.task.predict(output, self._expects)
         return prediction * self.target_std + self.target_mean if self._scaled else prediction
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> Tensor:
-        loss, output = self._loss(batch)
-        self._meters[split].add(batch_idx, loss, output, batch[1])
+        loss, output, count = self._loss(batch)
+        self._meters[split].add(batch_idx, loss, output, batch[1], count)
         return loss
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -350,15 +383,17 @@ class _Meter:
         self._losses: list[Tensor] = []
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
+        self._counts: list[Tensor | int] = []
 
-    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor) -> None:
-        """Gather one batch. An optimizer that evaluates a batch several times counts it once."""
+    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor, count: Tensor | None) -> None:
+        """Gather one batch, whose loss is a mean over `count`, or over its instances. An optimizer that evaluates a batch several times counts it once."""
         if batch_idx == self._last:
             return
         self._last = batch_idx
         self._losses.append(loss.detach())
         self._outputs.append(output.detach())
         self._targets.append(y)
+        self._counts.append(len(y) if count is None else count)
         if len(self._targets) * len(y) >= self.LIMIT:
             self._update()
 
@@ -389,11 +424,13 @@ class _Meter:
             metrics = self._made()
             for metric in (metrics.total, metrics.count, metrics.of_task):
                 metric.to(device)
-            sizes = torch.tensor([len(y) for y in self._targets], device=device)
+            counts = self._counts
+            on_device = isinstance(counts[0], Tensor)
+            sizes = torch.stack(counts) if on_device else torch.tensor(counts, device=device)  # type: ignore[arg-type]
             metrics.total.update(torch.stack(self._losses) * sizes)
             metrics.count.update(sizes)
             metrics.of_task.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
-            self._losses, self._outputs, self._targets = [], [], []
+            self._losses, self._outputs, self._targets, self._counts = [], [], [], []
 
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:

@@ -42,6 +42,10 @@ def build_trainer(
         "enable_model_summary": any(isinstance(callback, ModelSummary) for callback in callbacks),
         **config,
     }
+    if given.get("strategy") == "fsdp2":
+        from dlblocks.sharding import ShardedStrategy
+
+        given["strategy"] = ShardedStrategy()
     try:
         return L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
