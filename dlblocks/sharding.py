@@ -101,9 +101,9 @@ def _two_updates(net: nn.Module, build: Callable[[nn.Module], Optimizer], x: Ten
 
         def closure(optimizer: Optimizer = optimizer) -> float:
             optimizer.zero_grad()
-            loss = net(x).square().mean()
-            loss.backward()
-            return float(loss)
+            loss: Tensor = net(x).square().mean()
+            torch.autograd.backward(loss)
+            return float(loss.detach())
 
         optimizer.step(closure)
         if not last:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
+from dlblocks.processes import started_outside
 
 # Optional packages that dlblocks has an extra for.
 _EXTRAS = ("mlflow", "tensorboard", "wandb")
@@ -47,9 +48,17 @@ def build_trainer(
 
         given["strategy"] = ShardedStrategy()
     try:
-        return L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+        trainer = L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
+    processes = trainer.num_devices * trainer.num_nodes
+    if started_outside() not in (0, processes):
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: are {processes}"
+            f" processes, and torchrun started {started_outside()}; set trainer.devices to its --nproc-per-node and"
+            " trainer.num_nodes to its --nnodes, as with trainer=ddp trainer.devices=2."
+        )
+    return trainer
 
 
 def _check_device(config: Mapping[str, Any]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dlblocks.tuning.batch_size import find_batch_size
 from dlblocks.tuning.finder import Choice, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
+from dlblocks.watching import together
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -50,11 +52,11 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     checked = check(recipe)
     run = checked.run
     result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
-    if (Path(result.folder) / "result.json").exists():
+    if is_main_process() and (Path(result.folder) / "result.json").exists():
         raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
     try:
-        with _timed(result, "total"):
-            _train(checked, result)
+        with _timed(result, "total"), ExitStack() as processes:
+            _train(checked, result, processes)
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result.error = told(error)
@@ -65,12 +67,19 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     return result
 
 
+def _fail(result: Result, reason: str) -> None:
+    """The end of a run whose main thread waits for ever."""
+    result.status, result.error = "failed", reason
+    result.save()
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints, of all that train together."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def _train(recipe: Recipe, result: Result) -> None:
+def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
     folder = Path(result.folder)
     result.versions = versions()
     if is_main_process():
@@ -95,6 +104,7 @@ def _train(recipe: Recipe, result: Result) -> None:
             build_loggers(recipe.logger, words),
             folder,
         )
+    processes.enter_context(together(trainer, folder, lambda reason: _fail(result, reason)))
     if recipe.batches["auto"]:
         with _timed(result, "batch_size_finder"), _quiet():
             _set_batch_size(recipe, trainer, module, data, result)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 
 # Each may import those above it, and its own.
 LAYERS = [
-    ("errors",),
+    ("errors", "processes"),
     ("records",),
     ("registry",),
     ("seeds", "activations", "losses", "rules"),
@@ -22,7 +22,7 @@ LAYERS = [
     ("models", "sharding"),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
-    ("results", "trainer", "catalog"),
+    ("results", "trainer", "catalog", "watching"),
     ("tuning",),
     ("training",),
     ("sweeps",),
@@ -35,6 +35,7 @@ HEAVY = {"torch", "lightning", "torchmetrics", "sklearn", "matplotlib", "numpy",
 # What each catalogue or torch-free module may import when it is itself imported.
 LIGHT = [
     "errors",
+    "processes",
     "registry",
     "factory",
     "tasks",
