@@ -24,6 +24,7 @@ from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
 Batch = tuple[Tensor, Tensor]
+_NARROW = frozenset({torch.float16, torch.bfloat16})
 SPLITS = ("train", "val", "test")
 
 
@@ -133,6 +134,9 @@ class LitModule(L.LightningModule):
         self._steps: list[tuple[int, float, Tensor]] = []
         # More than one while they train together; trials before that are each process's own.
         self._processes = 1
+        # Whether to train with the net compiled, and then what to call in its place.
+        self.compiled = False
+        self._call: Callable[[Tensor], Tensor] | None = None
 
     @property
     def lr(self) -> float:
@@ -211,19 +215,25 @@ class LitModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._end("train")
         # Checkpoints are saved after this.
+        self._agree()
         self._judged(True)
 
     def on_train_start(self) -> None:
         self._processes = self.trainer.world_size
         if self._processes > 1:
             shares.check_shared(self.loss, self._recipe["loss"])
+        if self.compiled:
+            from dlblocks.compiling import compiled
+
+            self._call = compiled(self.net)
 
     def on_train_end(self) -> None:
-        self._processes = 1
+        self._processes, self._call = 1, None
         self._judged(True)
 
     def on_validation_model_eval(self) -> None:
         super().on_validation_model_eval()
+        self._agree()
         self._judged(True)
 
     def on_validation_model_train(self) -> None:
@@ -275,6 +285,10 @@ class LitModule(L.LightningModule):
         assert self._device_mesh is not None
         check_optimizer(lambda net: build_optimizer(spec, net), self._device_mesh["data_parallel"])
 
+    def _agree(self) -> None:
+        if self._processes > 1:
+            shares.agree_on_buffers(self.net)
+
     def _judged(self, judged: bool) -> None:
         """Tell optimisers that train at one point and judge at another (schedule-free ones) which is wanted."""
         for optimizer in self.trainer.optimizers:
@@ -299,7 +313,9 @@ class LitModule(L.LightningModule):
     def _loss(self, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """The loss, the net's output, and over how much the loss is a mean; None for the number of instances."""
         x, y = batch
-        output = self.net(x)
+        output: Tensor = self.net(x) if self._call is None else self._call(x)
+        if output.dtype in _NARROW:  # the output activation and the loss would lose what the net kept
+            output = output.float()
         target = self.task.loss_target(y, self._target)
         if self._scaled:
             target = (target - self.target_mean) / self.target_std

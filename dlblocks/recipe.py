@@ -27,6 +27,7 @@ RUN = (
     Param("name", "run", "str", "of the run folder"),
     Param("root", "runs", "str", "folder of the run folders"),
     Param("ckpt_path", None, "str", "checkpoint to go on from"),
+    Param("compile", False, "bool", "train with the net compiled by torch"),
     Param("debug", False, "bool", "show tracebacks"),
 )
 DATA = (
@@ -93,7 +94,7 @@ BLOCKS = {
 }
 KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger", "lr_finder", "sweep")
 # Keys that a recipe may leave out.
-_OPTIONAL = ("ckpt_path", "lr_finder", "sweep")
+_OPTIONAL = ("ckpt_path", "compile", "lr_finder", "sweep")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
         raise UserError(
             f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
         )
-    run = {p.name: p.check(recipe.get(p.name), p.name) for p in RUN}
+    run = {p.name: p.check(recipe.get(p.name, p.default), p.name) for p in RUN}
     optimizer, reference = _without_reference(recipe["optimizer"])
     optimizer, found = _without_auto(optimizer)
     specs = {**recipe, "optimizer": optimizer}

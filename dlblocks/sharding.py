@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from dlblocks.errors import UserError
 
 NAME = "fsdp2"
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 _INSTEAD = "Use another, such as adamw, or trainer=ddp."
 # Of the length of an update: rounding is far below, another direction far above.
 _NEAR = 0.02

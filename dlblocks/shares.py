@@ -71,3 +71,10 @@ def counted(loss: nn.Module, input: Tensor, target: Tensor) -> Tensor | None:
     return (
         input.new_tensor(float(len(input)), dtype=torch.float32) if counts is None else counts.detach().sum()
     )
+
+
+def agree_on_buffers(net: nn.Module) -> None:
+    """Give all processes the buffers of the main one, such as the running statistics of batch norms, which
+    are of each process's own shares. All processes call it together."""
+    for buffer in net.buffers():
+        distributed.broadcast(buffer, 0)

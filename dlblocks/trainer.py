@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
@@ -44,9 +45,7 @@ def build_trainer(
         **config,
     }
     if given.get("strategy") == "fsdp2":
-        from dlblocks.sharding import ShardedStrategy
-
-        given["strategy"] = ShardedStrategy()
+        given["strategy"] = _sharded(given)
     try:
         trainer = L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -59,6 +58,18 @@ def build_trainer(
             " trainer.num_nodes to its --nnodes, as with trainer=ddp trainer.devices=2."
         )
     return trainer
+
+
+def _sharded(config: Mapping[str, Any]) -> Strategy:
+    from dlblocks.sharding import PRECISIONS, ShardedStrategy
+
+    if (precision := config.get("precision", "32-true")) not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision}: a net divided by strategy=fsdp2 has {', '.join(PRECISIONS)}."
+        )
+    if config.get("sync_batchnorm"):
+        raise UserError("trainer.sync_batchnorm=true: strategy=fsdp2 does not do it; use strategy=ddp.")
+    return ShardedStrategy()
 
 
 def _check_device(config: Mapping[str, Any]) -> None:
@@ -82,11 +93,32 @@ def _check_device(config: Mapping[str, Any]) -> None:
         count = max(AcceleratorRegistry[name]["accelerator"].auto_device_count() for name in found)
         if devices > count:
             raise UserError(f"trainer.devices={devices}: this machine has {count}.")
-    if config.get("precision") == "16-mixed" and only_cpu:
+    if config.get("sync_batchnorm") and only_cpu:
         raise UserError(
-            "trainer.precision=16-mixed: half precision with gradient scaling needs a GPU. On the CPU use"
-            " bf16-mixed."
+            "trainer.sync_batchnorm=true: torch has it for GPUs only. On the CPU each process normalises its share."
         )
+    if reason := _unfit_precision(str(config.get("precision")), found):
+        raise UserError(f"trainer.precision={config['precision']}: {reason}")
+
+
+def _unfit_precision(precision: str, devices: Sequence[str]) -> str | None:
+    """Why none of the devices that may be taken has a precision; None if one has."""
+    if precision == "16-mixed" and devices == ["cpu"]:
+        return "half precision with gradient scaling needs a GPU. On the CPU use bf16-mixed."
+    if precision == "16-true" and devices == ["cpu"]:
+        return "torch's half precision is for GPUs; it overflows at 65504. On the CPU use bf16-true."
+    if precision == "64-true" and devices == ["mps"]:
+        return "Apple GPUs have no double precision. Use 32-true, or trainer.accelerator=cpu."
+    if precision.startswith("bf16") and devices[0] == "cuda" and not _has_bfloat16():
+        return "this GPU has no bfloat16. Use 16-mixed, which scales the gradients."
+    return None
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return found
 
 
 def build_callbacks(config: Mapping[str, Any], words: Mapping[str, str]) -> list[Callback]:

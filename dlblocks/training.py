@@ -153,7 +153,7 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
     """The module of a recipe, shaped for its data."""
     run = recipe.run
     task = resolve(run["task"], run["head"], data.outputs, data.task)
-    return LitModule(
+    module = LitModule(
         task=task.name,
         head=task.head,
         input_shape=data.input_shape,
@@ -163,6 +163,8 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
         target_std=data.target_std,
         **recipe.blocks,
     )
+    module.compiled = run["compile"]
+    return module
 
 
 def _learning_rate(
