@@ -35,6 +35,7 @@ def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
                 f"compile=true: the net can't be compiled here ({reason}); it trains as it is.", stacklevel=2
             )
             function = net
-            return net(x)
+            plain: Tensor = net(x)
+            return plain
 
     return run

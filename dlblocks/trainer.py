@@ -44,6 +44,12 @@ def build_trainer(
         "enable_model_summary": any(isinstance(callback, ModelSummary) for callback in callbacks),
         **config,
     }
+    if given.get("sync_batchnorm") and (
+        given.get("strategy") == "fsdp2" or given.get("accelerator") == "cpu"
+    ):
+        from dlblocks.sync_batch_norm import SyncBatchNorm
+
+        given["sync_batchnorm"], callbacks = False, [*callbacks, SyncBatchNorm()]
     if given.get("strategy") == "fsdp2":
         given["strategy"] = _sharded(given)
     try:
@@ -67,8 +73,6 @@ def _sharded(config: Mapping[str, Any]) -> Strategy:
         raise UserError(
             f"trainer.precision={precision}: a net divided by strategy=fsdp2 has {', '.join(PRECISIONS)}."
         )
-    if config.get("sync_batchnorm"):
-        raise UserError("trainer.sync_batchnorm=true: strategy=fsdp2 does not do it; use strategy=ddp.")
     return ShardedStrategy()
 
 
@@ -93,10 +97,6 @@ def _check_device(config: Mapping[str, Any]) -> None:
         count = max(AcceleratorRegistry[name]["accelerator"].auto_device_count() for name in found)
         if devices > count:
             raise UserError(f"trainer.devices={devices}: this machine has {count}.")
-    if config.get("sync_batchnorm") and only_cpu:
-        raise UserError(
-            "trainer.sync_batchnorm=true: torch has it for GPUs only. On the CPU each process normalises its share."
-        )
     if reason := _unfit_precision(str(config.get("precision")), found):
         raise UserError(f"trainer.precision={config['precision']}: {reason}")
 
