@@ -7,13 +7,13 @@ from pathlib import Path
 
 # The id of the process that started this one to train with it.
 STARTER = "DLBLOCKS_STARTED_BY"
-# torchrun and mpirun-like launchers, then Lightning, then Slurm.
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+# Set by torchrun, by Lightning in the processes that it starts, by Slurm, and by hand on each machine.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 
 
 def rank() -> int:
-    """The number of this process; 0 where there is one."""
-    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
+    """The number of this process; 0 only for the one that writes files and prints."""
+    return next((number for name in _RANKS if (number := int(os.environ.get(name, 0)))), 0)
 
 
 def started_outside() -> int:

@@ -23,6 +23,7 @@ from dlblocks.errors import UserError
 from dlblocks.history import History
 from dlblocks.models.probing import probed
 from dlblocks.module import LitModule
+from dlblocks.processes import rank
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
 from dlblocks.runs import new_folder
@@ -76,7 +77,7 @@ def _fail(result: Result, reason: str) -> None:
 
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints, of all that train together."""
-    return not getattr(rank_zero_only, "rank", 0)
+    return not (getattr(rank_zero_only, "rank", 0) or rank())
 
 
 def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:

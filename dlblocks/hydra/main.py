@@ -41,8 +41,8 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
     """
     register()
     _share_config_store()
-    if processes.started_outside() and processes.rank():
-        # Its run folder is that of process 0; its own would be empty.
+    if processes.rank() and processes.starter() is None:
+        # Another program started it, to join a run whose folder is that of process 0; its own would be empty.
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
     jobs = Jobs()
     application = hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(

@@ -11,7 +11,14 @@ import torch
 import dlblocks
 
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null", "logger=none")
-SHORT = ("data=wine", "trainer.max_epochs=2", "data.batch_size=50", "data.drop_last=true", "optimizer=sgd", "optimizer.lr=0.05")
+SHORT = (
+    "data=wine",
+    "trainer.max_epochs=2",
+    "data.batch_size=50",
+    "data.drop_last=true",
+    "optimizer=sgd",
+    "optimizer.lr=0.05",
+)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,36 @@ def test_processes_of_torchrun_join_one_run(tmp_path: Path) -> None:
         set((folder / "metrics.csv").read_text().splitlines())
     )
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_two_machines_share_one_run(tmp_path: Path) -> None:
+    """Started by hand on each; here both are this one."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    recipe = ("trainer=ddp_cpu", "trainer.num_nodes=2", "trainer.devices=1", *SHORT)
+    machines = [
+        subprocess.Popen(
+            [sys.executable, TRAIN, *recipe],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "NODE_RANK": str(number),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [machine.communicate(timeout=120) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "run folder" in said[0][0]
+    assert "run folder" not in said[1][0]
+    saved = json.loads((only(tmp_path, "runs/*/*") / "result.json").read_text())
+    assert (saved["status"], saved["steps"]) == ("completed", 2 * 4)
 
 
 def test_a_recipe_for_other_processes_than_torchrun_started_is_refused(
