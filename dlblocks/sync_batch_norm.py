@@ -27,6 +27,9 @@ class SyncBatchNorm(Callback):
         for layer in _batch_norms(pl_module):
             vars(layer).pop("forward", None)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
 
 def normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
     """What a batch norm gives of this process's share `(N, C, *)`; in training all processes call it together.

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -101,7 +102,7 @@ def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
         history = History()
         trainer = build_trainer(
             _logged_every_epoch(recipe.trainer, data),
-            [*build_callbacks(recipe.callbacks, words), history],
+            [*build_callbacks(recipe.callbacks, words), *_of_run(recipe), history],
             build_loggers(recipe.logger, words),
             folder,
         )
@@ -141,6 +142,14 @@ def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
     values = {key: value for row in rows if row["epoch"] == result.tested_epoch for key, value in row.items()}
     result.metrics = {**{key: value for key, value in values.items() if "/" in key}, **tested[0]}
     result.status = "completed"
+
+
+def _of_run(recipe: Recipe) -> list[Callback]:
+    if not recipe.run["checkpoint_activations"]:
+        return []
+    from dlblocks.recomputing import CheckpointActivations
+
+    return [CheckpointActivations()]
 
 
 def build_data(recipe: Recipe) -> TableDataModule:

@@ -19,7 +19,7 @@ LAYERS = [
     ("seeds", "activations", "losses", "rules"),
     ("factory", "calls"),
     ("initializers", "optimizers", "schedulers", "tasks", "surgery", "shares"),
-    ("models", "sharding", "compiling", "sync_batch_norm"),
+    ("models", "sharding", "compiling", "sync_batch_norm", "recomputing"),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog", "watching"),
