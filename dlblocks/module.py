@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
-from dlblocks import factory, tasks
+from dlblocks import factory, shares, tasks
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.losses.terms import contract
@@ -24,6 +24,7 @@ from dlblocks.schedulers.build import lightning_config
 from dlblocks.seeds import derive, generator
 
 Batch = tuple[Tensor, Tensor]
+_NARROW = frozenset({torch.float16, torch.bfloat16})
 SPLITS = ("train", "val", "test")
 # What init=auto looks at.
 _INSTANCES = 256
@@ -131,8 +132,14 @@ class LitModule(L.LightningModule):
         named = isinstance(given["optimizer"], dict)
         block = REGISTRY.get("optimizer", name_of(given["optimizer"])) if named else None
         self._second_order = bool(block and block.tags.get("second_order"))
+        self._weighs_classes = shares.weighs_classes(self.loss)
         self._meters = {s: _Meter(s, self.task, self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
+        # More than one while they train together; trials before that are each process's own.
+        self._processes = 1
+        # Whether to train with the net compiled, and then what to call in its place.
+        self.compiled = False
+        self._call: Callable[[Tensor], Tensor] | None = None
 
     @property
     def optimizer_spec(self) -> Spec:
@@ -209,9 +216,16 @@ class LitModule(L.LightningModule):
         out: Tensor = self.net(x)
         return out
 
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:  # Lightning sets it where the strategy divides the parameters
+            from dlblocks.sharding import shard
+
+            for part in (self.net, self.loss):
+                shard(part, self._device_mesh["data_parallel"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, output = self._loss(batch)
-        self._meters["train"].add(batch_idx, loss, output, batch[1])
+        loss, output, count = self._loss(batch, shared=self._processes > 1)
+        self._meters["train"].add(batch_idx, loss, output, batch[1], count)
         trainer = self.trainer
         step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
         self._steps.append((step, rate, loss.detach()))
@@ -227,13 +241,25 @@ class LitModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._end("train")
         # Checkpoints are saved after this.
+        self._agree()
         self._judged(True)
 
+    def on_train_start(self) -> None:
+        self._processes = self.trainer.world_size
+        if self._processes > 1:
+            shares.check_shared(self.loss, self._recipe["loss"])
+        if self.compiled:
+            from dlblocks.compiling import compiled
+
+            self._call = compiled(self.net)
+
     def on_train_end(self) -> None:
+        self._processes, self._call = 1, None
         self._judged(True)
 
     def on_validation_model_eval(self) -> None:
         super().on_validation_model_eval()
+        self._agree()
         self._judged(True)
 
     def on_validation_model_train(self) -> None:
@@ -262,6 +288,8 @@ class LitModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self._recipe
+        if self._device_mesh is not None:
+            self._check_divided_optimizer(recipe["optimizer"])
         optimizer = build_optimizer(recipe["optimizer"], self)
         metric, mode = self.task.main_metric
         config = lightning_config(
@@ -272,6 +300,20 @@ class LitModule(L.LightningModule):
             mode=mode,
         )
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _check_divided_optimizer(self, spec: Spec) -> None:
+        from dlblocks.sharding import check_optimizer
+
+        if isinstance(spec, torch.optim.Optimizer):
+            raise UserError(
+                "optimizer: a ready one holds the parameters from before they were divided; give a name or a partial."
+            )
+        assert self._device_mesh is not None
+        check_optimizer(lambda net: build_optimizer(spec, net), self._device_mesh["data_parallel"])
+
+    def _agree(self) -> None:
+        if self._processes > 1:
+            shares.agree_on_buffers(self.net)
 
     def _judged(self, judged: bool) -> None:
         """Tell optimisers that train at one point and judge at another (schedule-free ones) which is wanted."""
@@ -294,26 +336,38 @@ class LitModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         return int(total) if total != float("inf") else None
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss, the net's output, and over how much the loss is a mean; None for the number of instances."""
         x, y = batch
-        output = self.net(x)
-        return self.criterion(output, y), output
+        output: Tensor = self.net(x) if self._call is None else self._call(x)
+        if output.dtype in _NARROW:  # the output activation and the loss would lose what the net kept
+            output = output.float()
+        input, target = self._compared(output, y)
+        loss: Tensor = self.loss(input, target)
+        if not (shared or self._weighs_classes):
+            return loss, output, None
+        count = shares.counted(self.loss, input, target)
+        return (shares.shared_loss(loss, count) if shared else loss), output, count
 
     def criterion(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of what the net gives, with the targets as the data has them."""
+        loss: Tensor = self.loss(*self._compared(output, y))
+        return loss
+
+    def _compared(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the loss takes, and its targets."""
         target = self.task.loss_target(y, self._target)
         if self._scaled:
             target = (target - self.target_mean) / self.target_std
-        loss: Tensor = self.loss(self.task.loss_input(output, self._expects), target)
-        return loss
+        return self.task.loss_input(output, self._expects), target
 
     def _prediction(self, output: Tensor) -> Tensor:
         prediction = self.task.predict(output, self._expects)
         return prediction * self.target_std + self.target_mean if self._scaled else prediction
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> Tensor:
-        loss, output = self._loss(batch)
-        self._meters[split].add(batch_idx, loss, output, batch[1])
+        loss, output, count = self._loss(batch)
+        self._meters[split].add(batch_idx, loss, output, batch[1], count)
         return loss
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -380,15 +434,17 @@ class _Meter:
         self._losses: list[Tensor] = []
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
+        self._counts: list[Tensor | int] = []
 
-    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor) -> None:
-        """Gather one batch. An optimizer that evaluates a batch several times counts it once."""
+    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor, count: Tensor | None) -> None:
+        """Gather one batch, whose loss is a mean over `count`, or over its instances. An optimizer that evaluates a batch several times counts it once."""
         if batch_idx == self._last:
             return
         self._last = batch_idx
         self._losses.append(loss.detach())
         self._outputs.append(output.detach())
         self._targets.append(y)
+        self._counts.append(len(y) if count is None else count)
         if len(self._targets) * len(y) >= self.LIMIT:
             self._update()
 
@@ -419,11 +475,13 @@ class _Meter:
             metrics = self._made()
             for metric in (metrics.total, metrics.count, metrics.of_task):
                 metric.to(device)
-            sizes = torch.tensor([len(y) for y in self._targets], device=device)
+            counts = self._counts
+            on_device = isinstance(counts[0], Tensor)
+            sizes = torch.stack(counts) if on_device else torch.tensor(counts, device=device)  # type: ignore[arg-type]
             metrics.total.update(torch.stack(self._losses) * sizes)
             metrics.count.update(sizes)
             metrics.of_task.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
-            self._losses, self._outputs, self._targets = [], [], []
+            self._losses, self._outputs, self._targets, self._counts = [], [], [], []
 
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:

@@ -34,6 +34,8 @@ RUN = (
         "whether to say before training that it will fail, or to refuse it",
         choices=("warn", "strict", "off"),
     ),
+    Param("compile", False, "bool", "train with the net compiled by torch"),
+    Param("checkpoint_activations", False, "bool", "keep no activations inside blocks; compute them again"),
     Param("debug", False, "bool", "show tracebacks"),
 )
 DATA = (
@@ -100,7 +102,7 @@ BLOCKS = {
 }
 KEYS = (*(p.name for p in RUN), *BLOCKS, "data", "trainer", "callbacks", "logger", "lr_finder", "sweep")
 # Keys that a recipe may leave out.
-_OPTIONAL = ("ckpt_path", "diagnose", "lr_finder", "sweep")
+_OPTIONAL = ("ckpt_path", "diagnose", "compile", "checkpoint_activations", "lr_finder", "sweep")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
             f"the recipe lacks {', '.join(missing)}. `dlblocks.compose(...)` makes a whole one from overrides."
         )
     run = {p.name: p.check(recipe.get(p.name, p.default), p.name) for p in RUN}
+    if run["compile"] and run["checkpoint_activations"]:
+        raise UserError("compile=true: does not go with checkpoint_activations=true; leave out one.")
     optimizer, reference = _without_reference(recipe["optimizer"])
     optimizer, found = _without_auto(optimizer)
     specs = {**recipe, "optimizer": optimizer}

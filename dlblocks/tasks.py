@@ -140,7 +140,7 @@ class Task:
         if expects == "log_rate":
             return output.float().exp()
         if expects == "mean_log_variance":
-            return output.float()[..., : self.outputs]
+            return output.float()[..., : self.outputs].contiguous()  # as torchmetrics wants it
         if self.head == "linear":
             return output.float()
         return self.loss_input(output.float(), "probabilities")

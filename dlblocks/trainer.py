@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
+from dlblocks.processes import started_outside
 
 # Optional packages that dlblocks has an extra for.
 _EXTRAS = ("mlflow", "tensorboard", "wandb")
@@ -42,10 +44,36 @@ def build_trainer(
         "enable_model_summary": any(isinstance(callback, ModelSummary) for callback in callbacks),
         **config,
     }
+    if given.get("sync_batchnorm") and (
+        given.get("strategy") == "fsdp2" or given.get("accelerator") == "cpu"
+    ):
+        from dlblocks.sync_batch_norm import SyncBatchNorm
+
+        given["sync_batchnorm"], callbacks = False, [*callbacks, SyncBatchNorm()]
+    if given.get("strategy") == "fsdp2":
+        given["strategy"] = _sharded(given)
     try:
-        return L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+        trainer = L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
+    processes = trainer.num_devices * trainer.num_nodes
+    if started_outside() not in (0, processes):
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}: are {processes}"
+            f" processes, and torchrun started {started_outside()}; set trainer.devices to its --nproc-per-node and"
+            " trainer.num_nodes to its --nnodes, as with trainer=ddp trainer.devices=2."
+        )
+    return trainer
+
+
+def _sharded(config: Mapping[str, Any]) -> Strategy:
+    from dlblocks.sharding import PRECISIONS, ShardedStrategy
+
+    if (precision := config.get("precision", "32-true")) not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision}: a net divided by strategy=fsdp2 has {', '.join(PRECISIONS)}."
+        )
+    return ShardedStrategy()
 
 
 def _check_device(config: Mapping[str, Any]) -> None:
@@ -69,11 +97,28 @@ def _check_device(config: Mapping[str, Any]) -> None:
         count = max(AcceleratorRegistry[name]["accelerator"].auto_device_count() for name in found)
         if devices > count:
             raise UserError(f"trainer.devices={devices}: this machine has {count}.")
-    if config.get("precision") == "16-mixed" and only_cpu:
-        raise UserError(
-            "trainer.precision=16-mixed: half precision with gradient scaling needs a GPU. On the CPU use"
-            " bf16-mixed."
-        )
+    if reason := _unfit_precision(str(config.get("precision")), found):
+        raise UserError(f"trainer.precision={config['precision']}: {reason}")
+
+
+def _unfit_precision(precision: str, devices: Sequence[str]) -> str | None:
+    """Why none of the devices that may be taken has a precision; None if one has."""
+    if precision == "16-mixed" and devices == ["cpu"]:
+        return "half precision with gradient scaling needs a GPU. On the CPU use bf16-mixed."
+    if precision == "16-true" and devices == ["cpu"]:
+        return "torch's half precision is for GPUs; it overflows at 65504. On the CPU use bf16-true."
+    if precision == "64-true" and devices == ["mps"]:
+        return "Apple GPUs have no double precision. Use 32-true, or trainer.accelerator=cpu."
+    if precision.startswith("bf16") and devices[0] == "cuda" and not _has_bfloat16():
+        return "this GPU has no bfloat16. Use 16-mixed, which scales the gradients."
+    return None
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    return found
 
 
 def build_callbacks(config: Mapping[str, Any], words: Mapping[str, str]) -> list[Callback]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -23,6 +25,7 @@ from dlblocks.errors import UserError
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.probing import probed
+from dlblocks.processes import rank
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
 from dlblocks.runs import new_folder
@@ -33,6 +36,7 @@ from dlblocks.tuning.batch_size import find_batch_size
 from dlblocks.tuning.finder import Choice, show, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
+from dlblocks.watching import together
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -51,11 +55,11 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     checked = check(recipe)
     run = checked.run
     result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
-    if (Path(result.folder) / "result.json").exists():
+    if is_main_process() and (Path(result.folder) / "result.json").exists():
         raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
     try:
-        with _timed(result, "total"):
-            _train(checked, result)
+        with _timed(result, "total"), ExitStack() as processes:
+            _train(checked, result, processes)
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result.error = told(error)
@@ -66,12 +70,19 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     return result
 
 
+def _fail(result: Result, reason: str) -> None:
+    """The end of a run whose main thread waits for ever."""
+    result.status, result.error = "failed", reason
+    result.save()
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints, of all that train together."""
-    return not getattr(rank_zero_only, "rank", 0)
+    return not (getattr(rank_zero_only, "rank", 0) or rank())
 
 
-def _train(recipe: Recipe, result: Result) -> None:
+def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
     folder = Path(result.folder)
     result.versions = versions()
     if is_main_process():
@@ -92,10 +103,11 @@ def _train(recipe: Recipe, result: Result) -> None:
         history = History()
         trainer = build_trainer(
             _logged_every_epoch(recipe.trainer, data),
-            [*build_callbacks(recipe.callbacks, words), history],
+            [*build_callbacks(recipe.callbacks, words), *_of_run(recipe), history],
             build_loggers(recipe.logger, words),
             folder,
         )
+    processes.enter_context(together(trainer, folder, lambda reason: _fail(result, reason)))
     if recipe.run["diagnose"] != "off" and recipe.run["ckpt_path"] is None:
         with _timed(result, "diagnosis"):
             _diagnose(recipe, module, data, result)
@@ -136,6 +148,14 @@ def _train(recipe: Recipe, result: Result) -> None:
     result.status = "completed"
 
 
+def _of_run(recipe: Recipe) -> list[Callback]:
+    if not recipe.run["checkpoint_activations"]:
+        return []
+    from dlblocks.recomputing import CheckpointActivations
+
+    return [CheckpointActivations()]
+
+
 def build_data(recipe: Recipe) -> TableDataModule:
     """The data module of a recipe, split and checked."""
     data = TableDataModule(dict(recipe.dataset), seed=recipe.run["seed"], **recipe.data)
@@ -158,6 +178,7 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
         **recipe.blocks,
     )
     module.meet(data.part("train")[0])
+    module.compiled = run["compile"]
     return module
 
 

@@ -13,17 +13,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 
 # Each may import those above it, and its own.
 LAYERS = [
-    ("errors",),
+    ("errors", "processes"),
     ("records",),
     ("registry",),
     ("seeds", "activations", "losses", "rules", "probing"),
     ("factory", "calls"),
     ("theory", "surgery"),
-    ("initializers", "optimizers", "schedulers", "tasks"),
-    ("models",),
+    ("initializers", "optimizers", "schedulers", "tasks", "shares"),
+    ("models", "sharding", "compiling", "sync_batch_norm", "recomputing"),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
-    ("results", "trainer", "catalog"),
+    ("results", "trainer", "catalog", "watching"),
     ("diagnosis",),
     ("tuning",),
     ("training",),
@@ -37,6 +37,7 @@ HEAVY = {"torch", "lightning", "torchmetrics", "sklearn", "matplotlib", "numpy",
 # What each catalogue or torch-free module may import when it is itself imported.
 LIGHT = [
     "errors",
+    "processes",
     "registry",
     "factory",
     "tasks",

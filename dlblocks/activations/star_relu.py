@@ -21,8 +21,8 @@ class StarReLU(Elementwise):
 
     def __init__(self, scale: float = 0.8944271909999159, bias: float = -0.4472135954999579) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
-        self.bias = nn.Parameter(torch.tensor(bias))
+        self.scale = nn.Parameter(torch.tensor([scale]))
+        self.bias = nn.Parameter(torch.tensor([bias]))
 
     def values(self, x: Tensor) -> Tensor:
         positive = x.relu()

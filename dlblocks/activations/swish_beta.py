@@ -19,7 +19,7 @@ class SwishBeta(Elementwise):
 
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.tensor(beta))
+        self.beta = nn.Parameter(torch.tensor([beta]))
 
     def values(self, x: Tensor) -> Tensor:
         return (self.beta * x).sigmoid_() * x

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dlblocks import processes
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
 from dlblocks.hydra.plain import plain
@@ -40,6 +41,9 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
     """
     register()
     _share_config_store()
+    if processes.rank() and processes.starter() is None:
+        # Another program started it, to join a run whose folder is that of process 0; its own would be empty.
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
     jobs = Jobs()
     application = hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(
         jobs.run
@@ -75,6 +79,10 @@ class Jobs:
         """One job; returns the main validation metric, which a sweeper may optimise."""
         self.started += 1
         settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN and processes.started_outside() > 1:
+            raise UserError(
+                "a sweep starts the processes of each run by itself: leave out torchrun, or start each run with it."
+            )
         if settings.mode == RunMode.MULTIRUN and self.sweep is None:
             self.sweep = SweepRecord(Path(settings.sweep.dir))
             panels = plain(config).get("sweep", {}).get("panels") or []
@@ -93,9 +101,13 @@ class Jobs:
             raise
         except Exception as error:
             self.failed = True
+            message = _message(error, folder, bool(config.get("debug")))
+            if processes.rank():
+                _tell_main(message, folder)
+                return None
             if not (Path(folder) / "result.json").exists():
                 Result(folder, status="failed", error=told(error)).save()
-            _say(f"error: {_message(error, folder, bool(config.get('debug')))}")
+            _say(f"error: {message}")
             if self.sweep:
                 self.sweep.fail(told(error))
             return None
@@ -157,6 +169,14 @@ def _train(config: DictConfig, folder: str) -> Result:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return train(recipe, folder)
+
+
+def _tell_main(message: str, folder: str) -> None:
+    """What ended one of several processes: told by the main one if that started it, else here."""
+    if processes.starter() != os.getppid():  # another program started it, or the main one is gone
+        _say(f"error: rank {processes.rank()}: {message}")
+    else:
+        processes.leave_message(folder, message)
 
 
 def _message(error: Exception, folder: str, debug: bool) -> str:

@@ -58,6 +58,8 @@ def optimizer(
     if IMPLEMENTATION in block.params:
         choice = full.pop("implementation")
         unfusable = full.get("momentum") == 0 or _has_sparse_gradients(model_or_params)
+        # Divided among processes (`fully_shard`); torch has fused updates of these for some optimisers only.
+        unfusable |= any(hasattr(tensor, "placements") for tensor in _tensors(groups))
         full |= _implementation(choice, target, list(_tensors(groups)), unfusable, where)
     return _call(target, groups, full, where)
 
