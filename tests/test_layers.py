@@ -23,6 +23,7 @@ LAYERS = [
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog"),
+    ("loading",),
     ("tuning",),
     ("training",),
     ("sweeps",),
