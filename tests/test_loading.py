@@ -102,15 +102,12 @@ def test_pictures_keep_their_shape_or_become_vectors(flat: bool) -> None:
 
 
 def test_the_best_weights_are_loaded_not_the_last(tmp_path: Path) -> None:
-    result = run(tmp_path, "scheduler=exponential", "scheduler.gamma=8", "trainer.max_epochs=5")
+    result = run(tmp_path, "scheduler=exponential", "scheduler.gamma=3", "trainer.max_epochs=5")
     assert result.tested_epoch < 4
-    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == result.tested_epoch
     loaded = dlblocks.load(tmp_path).state_dict()
-    assert all(torch.equal(loaded[key], best[key]) for key in best)
-    assert not all(torch.equal(loaded[key], last[key]) for key in best)
-    of_last = dlblocks.load(tmp_path / "checkpoints" / "last.ckpt").state_dict()
-    assert all(torch.equal(of_last[key], last[key]) for key in last)
+    assert all(torch.equal(loaded[key], value) for key, value in best["state_dict"].items())
 
 
 def test_a_schedule_free_optimizer_leaves_the_point_that_was_judged(tmp_path: Path) -> None:
