@@ -63,7 +63,7 @@ class Result:
     def save(self) -> Path:
         """Write `result.json`, whole or not at all."""
         path = Path(self.folder) / "result.json"
-        write_atomically(path, json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -144,12 +144,12 @@ def _order(name: str) -> tuple[int, str]:
     return ({"test": 0, "val": 1}.get(split, 2), metric)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN or infinity; null stands for both."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

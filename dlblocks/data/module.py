@@ -184,17 +184,18 @@ class TableDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Batches in the order of the table; an empty list if there is no validation part."""
-        return self._evaluation("val")
+        return self.evaluation("val")
 
     def test_dataloader(self) -> TensorLoader | list[Any]:
         """Batches in the order of the table; an empty list if there is no test part."""
-        return self._evaluation("test")
+        return self.evaluation("test")
 
     def predict_dataloader(self) -> TensorLoader | list[Any]:
         """The batches `(x, y)` of the test part."""
-        return self._evaluation("test")
+        return self.evaluation("test")
 
-    def _evaluation(self, name: Literal["val", "test"]) -> TensorLoader | list[Any]:
+    def evaluation(self, name: Literal["train", "val", "test"]) -> TensorLoader | list[Any]:
+        """Batches of one part in the order of the table; an empty list if there is no such part."""
         x, y = self.part(name)
         if not len(x):
             return []
