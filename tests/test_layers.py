@@ -26,7 +26,7 @@ LAYERS = [
     ("loading",),
     ("tuning",),
     ("training",),
-    ("evaluation",),
+    ("evaluation", "prediction"),
     ("sweeps",),
     ("hydra",),
     ("__init__",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from typing import Any
@@ -91,12 +91,23 @@ class DataFormat:
         """The name of one number of an instance, counted over the flattened instance."""
         return self.features[index] if self.features else f"number {index + 1}"
 
-    def check(self, x: Any, first: int = 0) -> Tensor:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse an array of another shape than `(N, *shape)`, or for pictures `(N, numbers)`.
+
+        Raises:
+            UserError: names both.
+        """
+        rows = (prod(self.shape),)
+        if shape[1:] not in (self.shape, rows):
+            legal = [f"(N, {', '.join(map(str, each))})" for each in dict.fromkeys((self.shape, rows))]
+            raise UserError(f"input: has shape {tuple(shape)}; the model takes {' or '.join(legal)}.")
+
+    def check(self, x: Any, place: Callable[[int], str] = "input, instance {}".format) -> Tensor:
         """Instances from outside as float32 `(N, *shape)`.
 
         Args:
             x: a tensor, array or list `(N, *shape)`; pictures also as rows `(N, numbers)`.
-            first: the number of the first instance, for messages.
+            place: what to call an instance in messages, by its number from 0.
 
         Raises:
             UserError: not numbers, of another shape, or not finite in float32.
@@ -104,17 +115,13 @@ class DataFormat:
         values = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
         if values.dtype.kind not in "biuf":
             raise UserError(f"input: must be numbers, but its type is {values.dtype}.")
-        rows = (prod(self.shape),)
-        if values.shape[1:] not in (self.shape, rows):
-            also = f", or (N, {rows[0]})" if self.shape != rows else ""
-            legal = ", ".join(map(str, self.shape)) + ("," if not self.shape else "")
-            raise UserError(f"input: has shape {values.shape}; the model takes (N, {legal}){also}.")
+        self.check_shape(values.shape)
         with np.errstate(over="ignore"):
             checked = torch.from_numpy(values.astype(np.float32)).reshape(-1, *self.shape)
         if not checked.isfinite().all():
             row, number = (~checked.isfinite()).flatten(1).nonzero()[0].tolist()
             raise UserError(
-                f"input: instance {first + row} (counted from 0), {self.column(number)}:"
-                f" {values.reshape(len(values), -1)[row, number]} is not a finite number in float32."
+                f"{place(row)}, {self.column(number)}: {values.reshape(len(values), -1)[row, number]} is not a"
+                " finite number in float32."
             )
         return checked
