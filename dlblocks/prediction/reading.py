@@ -108,7 +108,7 @@ class _Array:
     def chunks(self, size: int) -> Iterator[Chunk]:
         for start in range(0, self.length, size):
             x = self._format.check(self._array[start : start + size], partial(self._place, start))
-            yield Chunk(x, [[] for _ in x], start + len(x))
+            yield Chunk(x, [[]] * len(x), start + len(x))
 
     def _place(self, start: int, row: int) -> str:
         return f"{self._path}, row {start + row} (counted from 0)"
