@@ -110,6 +110,19 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, or to write into a folder that isn't there.
+
+    Raises:
+        UserError: says so.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"output={path}: no such folder, {path.parent}.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        hint = "is a folder." if path.is_dir() else "exists; overwrite=true replaces it."
+        raise UserError(f"output={path}: {hint}")
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows as CSV, under all their keys."""
     text = io.StringIO()

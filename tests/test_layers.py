@@ -26,7 +26,7 @@ LAYERS = [
     ("loading",),
     ("tuning",),
     ("training",),
-    ("evaluation", "prediction"),
+    ("evaluation", "prediction", "exporting"),
     ("sweeps",),
     ("hydra",),
     ("__init__",),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.errors import UserError
+from dlblocks.results import check_free
 from dlblocks.tasks import Task
 
 SUFFIXES = (".csv", ".npy", ".npz")
@@ -43,19 +44,6 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"output={path}: must end in {', '.join(SUFFIXES)}.")
     check_free(path, overwrite)
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file, or to write into a folder that isn't there.
-
-    Raises:
-        UserError: says so.
-    """
-    if not path.parent.is_dir():
-        raise UserError(f"output={path}: no such folder, {path.parent}.")
-    if path.is_dir() or (path.exists() and not overwrite):
-        hint = "is a folder." if path.is_dir() else "exists; overwrite=true replaces it."
-        raise UserError(f"output={path}: {hint}")
 
 
 @contextmanager
