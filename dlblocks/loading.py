@@ -46,8 +46,12 @@ def load_result(run: str | Path) -> Result:
         raise UserError(
             f"run={run}: has no result.json; it is not a run folder, or the run is not at its end."
         ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"run={run}: its result.json can't be read ({error}).") from error
+    if not isinstance(result.best_checkpoint, (str, type(None))) or not isinstance(result.chosen, dict):
+        raise UserError(
+            f"run={run}: its result.json can't be read (best_checkpoint or chosen is of another type)."
+        )
     _check_completed(result, run)
     return result
 
@@ -116,7 +120,7 @@ def _module(content: Mapping[str, Any], where: str) -> LitModule:
         module = LitModule(**given)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # values of any kind may stand in a damaged file
         raise UserError(f"{where}: no module can be built from its hyper-parameters ({error}).") from error
     # Weights stay in the precision that they were trained in.
     precisions = {value.dtype for value in state.values() if value.is_floating_point()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_a_run_folder_may_be_moved(wine: Path, tmp_path: Path, monkeypatch: pyte
         (np.ones((2, 12)), r"has shape \(2, 12\); the model takes \(N, 13\)"),
         (np.ones(13), r"has shape \(13,\)"),
         ([["a"] * 13], "must be numbers"),
-        (np.full((3, 13), np.nan), "instance 0 .*alcohol: nan is not a finite number"),
+        (np.full((3, 13), np.nan), "instance 0, alcohol: nan is not a finite number"),
         (np.full((3, 13), 1e300), "1e\\+300 is not a finite number in float32"),
     ],
     ids=["columns", "one", "words", "nan", "large"],
@@ -178,7 +179,8 @@ def test_runs_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
         dlblocks.load(tmp_path / "missing")
     with pytest.raises(UserError, match=r"has no result\.json"):
         dlblocks.load(tmp_path)
-    for content in ("", "[1, 2]", '{"folder": 1, "colour": "red"}', "\0\1"):
+    kept = '{"folder": "x", "main_metric": ["a", "max"], "status": "completed", "best_checkpoint": 5}'
+    for content in ("", "[1, 2]", '{"folder": 1, "colour": "red"}', "\0\1", "[" * 100_000, kept):
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(UserError, match=r"its result\.json can't be read"):
             dlblocks.load(tmp_path)
@@ -252,6 +254,15 @@ def test_formats_that_contradict_themselves_are_refused(change: dict[str, Any]) 
     assert DataFormat.from_plain(whole).plain() == whole
     with pytest.raises(UserError, match="data_format"):
         DataFormat.from_plain({**whole, **change})
+
+
+def test_formats_are_alike_but_for_rounding() -> None:
+    one = DataFormat((2,), (1.0, 200.0), (1e-3, 10.0), features=("a", "b"))
+    assert one.like(replace(one, shift=(1.0 + 5e-9, 200.0), scale=(1e-3, 10.00001)))
+    assert not one.like(replace(one, shift=(1.0 + 1e-6, 200.0)))
+    assert not one.like(replace(one, scale=(1e-3, 10.1)))
+    assert not one.like(replace(one, features=("b", "a")))
+    assert not one.like(replace(one, shape=(2, 1)))
 
 
 def test_a_ready_net_is_asked_for(tmp_path: Path) -> None:

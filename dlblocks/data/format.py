@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from dlblocks.data.scaling import Scaler
 from dlblocks.errors import UserError
+
+# Of float32 sums, relative to the scale.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class DataFormat:
     def plain(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    def like(self, other: DataFormat) -> bool:
+        """Whether another is the same, but for the rounding of its scaling on another machine."""
+        numbers = zip(self.shift, other.shift, self.scale, other.scale, strict=False)
+        close = all(abs(a - b) <= _ROUNDING * u and abs(u - v) <= _ROUNDING * u for a, b, u, v in numbers)
+        return close and replace(self, shift=other.shift, scale=other.scale) == other
 
     @property
     def scaler(self) -> Scaler:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,12 +183,12 @@ def _data(recipe: Recipe, result: Result, module: LitModule, folder: Path) -> Ta
     data = build_data(recipe)
     # Batches in validation and test are as large as those of training, if not larger.
     data.batch_size = result.chosen.get("data.batch_size", data.batch_size)
-    if module.data_format != data.format or list(data.target_mean or ()) != list(
-        module.hparams["target_mean"] or ()
-    ):
+    told, found = ((m or ()) for m in (module.hparams["target_mean"], data.target_mean))
+    same_targets = len(told) == len(found) and all(map(partial(math.isclose, rel_tol=1e-5), told, found))
+    if module.data_format is None or not module.data_format.like(data.format) or not same_targets:
         raise UserError(
             f"run={folder}: the data set {recipe.dataset['name']} is not the one that the run was trained on;"
-            " its scaling, shape or names differ from those in the checkpoint."
+            " its shape, names or scaling differ from those in the checkpoint."
         )
     return data
 
