@@ -1,8 +1,8 @@
 """Pluggable deep-learning blocks for PyTorch Lightning.
 
 Blocks by name (`activation`, `initializer`, `loss`, `optimizer`, `scheduler`, `model`), the registry
-(`names`, `describe`, `register`), and whole runs (`compose`, `find_batch_size`, `find_lr`, `train`). Nothing
-here imports torch until a block is built.
+(`names`, `describe`, `register`), and whole runs (`compose`, `find_batch_size`, `find_lr`, `train`, `load`).
+Nothing here imports torch until a block is built.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dlblocks.factory import activation, initializer, loss, model
     from dlblocks.hydra.compose import compose
     from dlblocks.initializers.apply import initialize
+    from dlblocks.loading import load
     from dlblocks.module import LitModule
     from dlblocks.optimizers.build import optimizer
     from dlblocks.records import Block, Param
@@ -54,6 +55,7 @@ _HOMES = {
     "find_lr": "dlblocks.tuning.learning_rate",
     "initialize": "dlblocks.initializers.apply",
     "initializer": "dlblocks.factory",
+    "load": "dlblocks.loading",
     "loss": "dlblocks.factory",
     "model": "dlblocks.factory",
     "names": "dlblocks.registry",
@@ -85,6 +87,7 @@ __all__ = [
     "find_lr",
     "initialize",
     "initializer",
+    "load",
     "loss",
     "model",
     "names",

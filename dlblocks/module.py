@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
 from dlblocks import factory, shares, tasks
+from dlblocks.data.format import DataFormat
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.losses.terms import contract
@@ -59,6 +60,7 @@ class LitModule(L.LightningModule):
         seed: of the weights.
         target_mean, target_std: for regression, the targets are standardised by them inside the loss;
             predictions and metrics are in the targets' own units.
+        data_format: what instances are before they are scaled, which `predict` has to know; see `DataFormat`.
 
     Raises:
         UserError: an unknown name, a value that is not legal, or blocks that don't fit each other.
@@ -84,9 +86,11 @@ class LitModule(L.LightningModule):
         seed: int = 0,
         target_mean: Sequence[float] | None = None,
         target_std: Sequence[float] | None = None,
+        data_format: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.task = tasks.resolve(task, head, outputs)
+        self.data_format = None if data_format is None else DataFormat.from_plain(data_format)
         if name_of(loss) == "auto":
             loss = self.task.default_loss
         given: dict[str, Any] = {
@@ -109,6 +113,7 @@ class LitModule(L.LightningModule):
                 "seed": seed,
                 "target_mean": None if target_mean is None else list(target_mean),
                 "target_std": None if target_std is None else list(target_std),
+                "data_format": None if self.data_format is None else self.data_format.plain(),
             }
         )
 
@@ -285,6 +290,31 @@ class LitModule(L.LightningModule):
         """Probabilities or values in the targets' units; shapes as in `Task.predict`."""
         x = batch if isinstance(batch, Tensor) else batch[0]
         return self._prediction(self.net(x))
+
+    def predict(self, x: Any) -> Tensor:
+        """Predictions from instances as the data set has them: in their own units, not scaled.
+
+        Args:
+            x: a tensor, array or list `(N, *data_format.shape)`.
+
+        Returns:
+            Probabilities or values in the targets' units; shapes as in `Task.predict`.
+
+        Raises:
+            UserError: instances of another shape or that are not finite; a module that is in training mode, or
+                doesn't know how its inputs were scaled.
+        """
+        if self.data_format is None:
+            raise UserError(
+                "predict: this module doesn't know how its inputs were scaled (it has no data_format);"
+                " predict_step takes them as the net does."
+            )
+        if self.training:
+            raise UserError("predict: the module is in training mode; call eval() first.")
+        instances = self.data_format.check(x)
+        weight = next(self.net.parameters(), self.target_mean)
+        with torch.no_grad():
+            return self.predict_step(self.data_format.prepare(instances).to(weight))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self._recipe

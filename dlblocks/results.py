@@ -65,7 +65,7 @@ class Result:
     def save(self) -> Path:
         """Write `result.json`, whole or not at all."""
         path = Path(self.folder) / "result.json"
-        write_atomically(path, json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -114,6 +114,19 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, or to write into a folder that isn't there.
+
+    Raises:
+        UserError: says so.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"output={path}: no such folder, {path.parent}.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        hint = "is a folder." if path.is_dir() else "exists; overwrite=true replaces it."
+        raise UserError(f"output={path}: {hint}")
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows as CSV, under all their keys."""
     text = io.StringIO()
@@ -148,12 +161,12 @@ def _order(name: str) -> tuple[int, str]:
     return ({"test": 0, "val": 1}.get(split, 2), metric)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN or infinity; null stands for both."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -145,6 +145,18 @@ class Task:
             return output.float()
         return self.loss_input(output.float(), "probabilities")
 
+    def decide(self, prediction: Tensor) -> Tensor:
+        """What a prediction of `predict` stands for, as the metrics take it.
+
+        Returns:
+            multiclass, binary: classes `(N,)`; multilabel: 0 or 1 `(N, labels)`; regression: the values.
+        """
+        if self.name == "regression":
+            return prediction
+        if self.name == "multilabel" or prediction.ndim == 1:
+            return (prediction > 0.5).long()
+        return prediction.argmax(-1)
+
     def metrics(self, prefix: str = "") -> MetricCollection:
         """The task's metrics, updated with `(predict(output), y)`."""
         import torchmetrics as tm

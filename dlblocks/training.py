@@ -172,6 +172,7 @@ def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
         head=task.head,
         input_shape=data.input_shape,
         outputs=data.outputs,
+        data_format=data.format.plain(),
         seed=run["seed"],
         target_mean=data.target_mean,
         target_std=data.target_std,

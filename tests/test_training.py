@@ -124,6 +124,8 @@ def test_callbacks_and_logger_can_be_left_out(tmp_path: Path) -> None:
         "result.json",
         "curves.csv",
         "curves.png",
+        "diagnosis.json",
+        "signal.png",
     }
 
 

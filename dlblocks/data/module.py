@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlblocks import registry
 from dlblocks.data import scaling
+from dlblocks.data.format import DataFormat
 from dlblocks.data.loader import TensorLoader
 from dlblocks.data.scaling import Scaler
 from dlblocks.data.split import split
@@ -50,6 +51,7 @@ class TableDataModule(pl.LightningDataModule):
     scaler: Scaler
     target_scaler: Scaler | None
     class_counts: dict[str, int]
+    format: DataFormat
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class TableDataModule(pl.LightningDataModule):
                 `(outputs,)`; None if they are not to be standardised.
             class_counts: instances of each class, or with each label, in the training part; empty for
                 regression.
+            format: what predictions from raw instances need to know.
 
         Raises:
             UserError: values or labels that cannot be trained on, a class too small for the split, or a
@@ -119,6 +122,14 @@ class TableDataModule(pl.LightningDataModule):
         x = self.scaler.apply(table.x)
         x = x.flatten(1) if self.flat else x
         self.input_shape = tuple(x.shape[1:])
+        self.format = DataFormat(
+            shape=table.shape,
+            shift=tuple(self.scaler.shift.flatten().tolist()),
+            scale=tuple(self.scaler.scale.flatten().tolist()),
+            flat=self.flat,
+            features=table.features,
+            classes=table.classes,
+        )
         self._parts = {
             name: (x[part], table.y[part])
             for name, part in (("train", rows.train), ("val", rows.val), ("test", rows.test))
@@ -173,17 +184,18 @@ class TableDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         """Batches in the order of the table; an empty list if there is no validation part."""
-        return self._evaluation("val")
+        return self.evaluation("val")
 
     def test_dataloader(self) -> TensorLoader | list[Any]:
         """Batches in the order of the table; an empty list if there is no test part."""
-        return self._evaluation("test")
+        return self.evaluation("test")
 
     def predict_dataloader(self) -> TensorLoader | list[Any]:
         """The batches `(x, y)` of the test part."""
-        return self._evaluation("test")
+        return self.evaluation("test")
 
-    def _evaluation(self, name: Literal["val", "test"]) -> TensorLoader | list[Any]:
+    def evaluation(self, name: Literal["train", "val", "test"]) -> TensorLoader | list[Any]:
+        """Batches of one part in the order of the table; an empty list if there is no such part."""
         x, y = self.part(name)
         if not len(x):
             return []

@@ -1,0 +1,141 @@
+"""From a run to its trained module, ready to predict. No file can run code on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlblocks.errors import UserError
+from dlblocks.module import LitModule
+from dlblocks.recipe import BLOCKS
+from dlblocks.results import Result
+
+
+def load(run: str | Path | Result) -> LitModule:
+    """The trained module of a run, with the weights of its best checkpoint, in evaluation mode.
+
+    `module.predict(x)` takes instances as they are in the data set; `module.data_format` has the names of
+    features and classes. Blocks are built by name through the registry.
+
+    Args:
+        run: a run folder, its `Result`, or the path of a checkpoint.
+
+    Raises:
+        UserError: no such run, one that did not complete or kept no checkpoint, or a damaged file.
+    """
+    path = Path(run) if not isinstance(run, Result) and Path(run).is_file() else checkpoint_of(run)
+    return _module(read_checkpoint(path), f"checkpoint {path}")
+
+
+def load_result(run: str | Path) -> Result:
+    """The result of a completed run.
+
+    Raises:
+        UserError: no such run, a damaged `result.json`, or a run that did not complete.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"run={run}: no such folder.")
+    try:
+        result = Result.load(folder)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"run={run}: has no result.json; it is not a run folder, or the run is not at its end."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"run={run}: its result.json can't be read ({error}).") from error
+    if not isinstance(result.best_checkpoint, (str, type(None))) or not isinstance(result.chosen, dict):
+        raise UserError(
+            f"run={run}: its result.json can't be read (best_checkpoint or chosen is of another type)."
+        )
+    _check_completed(result, run)
+    return result
+
+
+def checkpoint_of(run: str | Path | Result) -> Path:
+    """The best checkpoint of a run, also where the run folder has been moved.
+
+    Raises:
+        UserError: the run did not complete, kept no checkpoint, or the file is gone.
+    """
+    if isinstance(run, Result):
+        result, folder = run, Path(run.folder)
+        _check_completed(result, folder)
+    else:
+        result, folder = load_result(run), Path(run)
+    if result.best_checkpoint is None:
+        raise UserError(
+            f"run={folder}: the run kept no checkpoint; it was trained without callbacks.checkpoint."
+        )
+    kept = Path(result.best_checkpoint)
+    parts = [part for part in kept.parts if part not in ("..", kept.anchor)]
+    inside = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
+    for path in (*inside, kept):
+        if path.is_file():
+            return path
+    raise UserError(f"run={folder}: its checkpoint {kept} is gone.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain values only.
+
+    Raises:
+        UserError: no such file, a damaged one, one with anything else in it, or no Lightning checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(
+            f"checkpoint {path}: damaged, or not a checkpoint of plain values ({reason})."
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), Mapping) for key in ("state_dict", "hyper_parameters")
+    ):
+        raise UserError(
+            f"checkpoint {path}: not of a LitModule, since it has no state_dict or no hyper_parameters."
+        )
+    return content
+
+
+def _module(content: Mapping[str, Any], where: str) -> LitModule:
+    given, state = content["hyper_parameters"], content["state_dict"]
+    legal = set(inspect.signature(LitModule).parameters)
+    if unknown := sorted(str(key) for key in set(given) - legal):
+        raise UserError(f"{where}: LitModule has no hyper-parameter {', '.join(unknown)}.")
+    if ready := [key for key in BLOCKS if key not in given]:
+        raise UserError(
+            f"{where}: {', '.join(ready)} was given as a ready object, which no checkpoint holds."
+            f" dlblocks.LitModule.load_from_checkpoint(path, {ready[0]}=...) takes it again."
+        )
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{where}: damaged; its state_dict holds something else than tensors.")
+    try:
+        module = LitModule(**given)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # values of any kind may stand in a damaged file
+        raise UserError(f"{where}: no module can be built from its hyper-parameters ({error}).") from error
+    # Weights stay in the precision that they were trained in.
+    precisions = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(precisions) == 1:
+        module.to(precisions.pop())
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{where}: its weights don't fit its hyper-parameters ({error}).") from error
+    return module.eval()
+
+
+def _check_completed(result: Result, run: str | Path) -> None:
+    if result.status != "completed":
+        raise UserError(
+            f"run={run}: {result.status} ({result.error or 'no result'}). A checkpoint that it left can be loaded"
+            " by its own path."
+        )
