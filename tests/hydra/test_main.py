@@ -148,3 +148,23 @@ def test_two_processes_share_one_run(tmp_path: Path) -> None:
     assert saved["status"] == "completed"
     assert saved["metrics"]["test/accuracy"] > 0.8
     assert saved["steps"] == 3 * 34
+
+
+def test_the_lesson_on_initialisation_says_what_comes_out(tmp_path: Path) -> None:
+    done = run(
+        "experiment=lesson_initialisation",
+        "activation=relu",
+        "init=zeros,auto",
+        "model.depth=3",
+        "trainer.max_epochs=3",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/*/*-sweep")
+    assert (folder / "sweep.png").exists()
+    with (folder / "sweep.csv").open() as file:
+        rows = {row["init"]: row for row in csv.DictReader(file)}
+    assert rows["zeros"]["diagnosis"] == "will not start"
+    assert float(rows["zeros"]["val/accuracy"]) < 0.2
+    assert rows["auto"]["diagnosis"] == "trains"
+    assert float(rows["auto"]["val/accuracy"]) > 0.5
