@@ -75,10 +75,9 @@ def export(
             not compute the same.
         MissingPackageError: a package that the format needs is not installed.
     """
-    if format not in SUFFIXES or gives not in GIVES:
-        raise UserError(
-            f"format={format}, gives={gives}: must be one of {', '.join(SUFFIXES)}, and of {', '.join(GIVES)}."
-        )
+    for key, value, legal in (("format", format, SUFFIXES), ("gives", gives, GIVES)):
+        if value not in legal:
+            raise UserError(f"{key}={value}: must be one of {', '.join(legal)}.")
     if missing := [name for name in _NEEDED[format] if find_spec(name) is None]:
         raise MissingPackageError(
             f"format={format}: needs {' and '.join(missing)}: pip install 'dlblocks[export]'"

@@ -112,7 +112,7 @@ def test_decisions(task: Task, prediction: Any, expected: Any) -> None:
     assert task.decide(torch.tensor(prediction)).tolist() == expected
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["regression", "multiclass", "multilabel"])
 def test_files_never_replace_others(judged: Judged, name: str) -> None:
     _, evaluation = judged[name]
     first, picture = evaluation.save()

@@ -333,6 +333,8 @@ def test_ctrl_c_leaves_no_output(wine: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that a shell runs in the background are told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # It has begun when its file is there under the other name.
     while process.poll() is None and len(os.listdir(tmp_path)) < 2:
