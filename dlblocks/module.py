@@ -245,8 +245,8 @@ class LitModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._end("train")
-        # Checkpoints are saved after this.
         self._agree()
+        # Checkpoints are saved after this.
         self._judged(True)
 
     def on_train_start(self) -> None:
@@ -467,7 +467,8 @@ class _Meter:
         self._counts: list[Tensor | int] = []
 
     def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor, count: Tensor | None) -> None:
-        """Gather one batch, whose loss is a mean over `count`, or over its instances. An optimizer that evaluates a batch several times counts it once."""
+        """Gather one batch, whose loss is a mean over `count`, or over its instances. An optimizer that
+        evaluates a batch several times counts it once."""
         if batch_idx == self._last:
             return
         self._last = batch_idx

@@ -18,7 +18,7 @@ def rank() -> int:
 
 def started_outside() -> int:
     """How many processes torchrun started; 0 if it did not."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    return int(os.environ.get("WORLD_SIZE", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def starter() -> int | None:
