@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection, SumMetric
 
 from dlblocks import factory, shares, tasks
 from dlblocks.data.format import DataFormat
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.losses.terms import contract
+from dlblocks.meter import Meter
 from dlblocks.optimizers.build import optimizer as build_optimizer
 from dlblocks.registry import REGISTRY, Spec, name_of, spell_out
 from dlblocks.rules import spell_out_with_rules
@@ -138,7 +138,7 @@ class LitModule(L.LightningModule):
         block = REGISTRY.get("optimizer", name_of(given["optimizer"])) if named else None
         self._second_order = bool(block and block.tags.get("second_order"))
         self._weighs_classes = shares.weighs_classes(self.loss)
-        self._meters = {s: _Meter(s, self.task, self._prediction) for s in SPLITS}
+        self._meters = {s: Meter(s, self.task, self._prediction) for s in SPLITS}
         self._steps: list[tuple[int, float, Tensor]] = []
         # More than one while they train together; trials before that are each process's own.
         self._processes = 1
@@ -434,85 +434,6 @@ class LitModule(L.LightningModule):
 
 # Lightning inspects the signature at every step; found here it costs 5 % of a step less.
 LitModule.training_step.__signature__ = inspect.signature(LitModule.training_step)  # type: ignore[attr-defined]
-
-
-class _Metrics(NamedTuple):
-    """The sum of the losses, the number of instances, and the task's metrics."""
-
-    total: SumMetric
-    count: SumMetric
-    of_task: MetricCollection
-
-
-class _Meter:
-    """The mean loss and the metrics of one split.
-
-    Outputs are gathered, and the metrics updated for many batches at once: an update costs more than
-    a small net's whole step, whatever the number of rows.
-    """
-
-    # Rows gathered before an update (about), so that a long epoch does not fill the memory.
-    LIMIT = 8192
-
-    def __init__(self, split: str, task: tasks.Task, predict: Callable[[Tensor], Tensor]) -> None:
-        self.split = split
-        self._task = task
-        self._predict = predict
-        # Made at the first update: most of what a copy of an untrained module costs would be these.
-        self._metrics: _Metrics | None = None
-        self._last: int | None = None
-        self._losses: list[Tensor] = []
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._counts: list[Tensor | int] = []
-
-    def add(self, batch_idx: int, loss: Tensor, output: Tensor, y: Tensor, count: Tensor | None) -> None:
-        """Gather one batch, whose loss is a mean over `count`, or over its instances. An optimizer that
-        evaluates a batch several times counts it once."""
-        if batch_idx == self._last:
-            return
-        self._last = batch_idx
-        self._losses.append(loss.detach())
-        self._outputs.append(output.detach())
-        self._targets.append(y)
-        self._counts.append(len(y) if count is None else count)
-        if len(self._targets) * len(y) >= self.LIMIT:
-            self._update()
-
-    def compute(self) -> dict[str, Tensor]:
-        """The values since the last call, over all processes."""
-        self._update()
-        metrics = self._made()
-        mean = metrics.total.compute() / metrics.count.compute()
-        values = {f"{self.split}/loss": mean, **metrics.of_task.compute()}
-        for metric in (metrics.total, metrics.count, metrics.of_task):
-            metric.reset()
-        self._last = None
-        return values
-
-    def _made(self) -> _Metrics:
-        if self._metrics is None:
-            # Not MeanMetric: told to let NaN through, torchmetrics 1.9 drops the weights.
-            self._metrics = _Metrics(
-                total=SumMetric(nan_strategy="disable"),
-                count=SumMetric(nan_strategy="disable"),
-                of_task=self._task.metrics(f"{self.split}/"),
-            )
-        return self._metrics
-
-    def _update(self) -> None:
-        if self._losses:
-            device = self._losses[0].device
-            metrics = self._made()
-            for metric in (metrics.total, metrics.count, metrics.of_task):
-                metric.to(device)
-            counts = self._counts
-            on_device = isinstance(counts[0], Tensor)
-            sizes = torch.stack(counts) if on_device else torch.tensor(counts, device=device)  # type: ignore[arg-type]
-            metrics.total.update(torch.stack(self._losses) * sizes)
-            metrics.count.update(sizes)
-            metrics.of_task.update(self._predict(torch.cat(self._outputs)), torch.cat(self._targets))
-            self._losses, self._outputs, self._targets, self._counts = [], [], [], []
 
 
 def _plain(kind: str, spec: Spec, where: str) -> Spec:

@@ -20,7 +20,7 @@ LAYERS = [
     ("factory", "calls", "arguments"),
     ("theory", "surgery"),
     ("initializers", "optimizers", "schedulers", "tasks", "shares"),
-    ("models", "sharding", "compiling", "sync_batch_norm", "recomputing"),
+    ("models", "meter", "sharding", "compiling", "sync_batch_norm", "recomputing"),
     ("data",),
     ("module", "recipe", "instantiate", "runs", "history"),
     ("results", "trainer", "catalog", "watching"),

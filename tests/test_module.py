@@ -79,10 +79,10 @@ def test_metrics_are_those_of_all_rows_at_once() -> None:
 
 
 def test_a_long_epoch_does_not_gather_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlblocks.module import _Meter
+    from dlblocks.meter import Meter
 
     whole = L.Trainer(**QUIET).validate(module(), loader("multiclass"), verbose=False)
-    monkeypatch.setattr(_Meter, "LIMIT", 5)
+    monkeypatch.setattr(Meter, "LIMIT", 5)
     assert L.Trainer(**QUIET).validate(module(), loader("multiclass"), verbose=False)[0] == pytest.approx(
         whole[0]
     )

@@ -10,7 +10,7 @@ from dlblocks.diagnosis.report import Diagnosis
 from dlblocks.module import LitModule
 
 # Instances looked at, fewer where they are large, and the numbers in them at most.
-_INSTANCES, _NUMBERS = 512, 2**21
+_INSTANCES, _NUMBERS = 2048, 2**21
 # Copies of larger nets are not trained.
 _PARAMETERS = 2_000_000
 

@@ -28,6 +28,8 @@ RATES = {True: (1e-3, 1e-2, 1e-4), False: (1e-1, 1e-2, 1e-3, 1.0)}
 # Offered where a net will not start, if they help.
 _INITS = ("auto", "he_normal", "glorot_uniform", "lecun_normal", "orthogonal")
 _SUGGESTIONS = 3
+# Instances for the signal, whose bounds were set with as many.
+_SEEN = 256
 
 
 def diagnose(
@@ -43,12 +45,12 @@ def diagnose(
 ) -> Diagnosis:
     """Whether a net will start to train, the layer where it breaks if not, and what would help.
 
-    One batch is run forward and back. Where that does not tell, copies are trained for at most 200 steps on
-    three quarters of the batch and judged by the rest. The model, its modes and the random state stay as they are.
+    One batch of up to 256 instances is run forward and back. Where that does not tell, copies are trained for at
+    most 200 steps on three quarters of the instances and judged by the rest. The model, its modes and the random state stay as they are.
 
     Args:
         model: any module that gives a tensor (or has `.logits` in what it gives).
-        batch: `(x, y)`, some hundred instances; or x alone, for the signal only: then targets are noise, and
+        batch: `(x, y)`, some hundred instances or more; or x alone, for the signal only: then targets are noise, and
             nothing is trained.
         loss: a name, a module or a function `(output, y)`; by default cross-entropy for whole numbers, else
             squared error.
@@ -124,7 +126,8 @@ class _Case:
 
 def _judged(net: nn.Module, case: _Case) -> tuple[Verdict, Signal, tuple[Trial, ...]]:
     """The verdict of the signal, or of trials where that is unclear."""
-    signal = measure(net, case.x, case.y, case.loss)
+    seen = case.x[:_SEEN] if isinstance(case.x, Tensor) else case.x
+    signal = measure(net, seen, case.y[:_SEEN] if seen is not case.x else case.y, case.loss)
     if case.lr is not None and signal.finite:
         signal = _with_updates(net, case, signal)
     verdict = judge(signal, case.adaptive)
