@@ -82,8 +82,8 @@ def export(
         raise MissingPackageError(
             f"format={format}: needs {' and '.join(missing)}: pip install 'dlblocks[export]'"
         )
-    path = _path(run, format, output, overwrite)
     module = load(run)
+    path = _path(run, format, output, overwrite)
     if any(weight.dtype.itemsize < 4 for weight in module.parameters()):
         module.float()
     deployed = _Deployed(module, gives)
