@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -20,21 +21,33 @@ def pictures(size: int, rows: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(rows, 3, size, size, generator=draw) + y[:, None, None, None], y
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vgg11", "vit_b_16"])
-def test_torchvision(name: str) -> None:
+def small_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 8, 3, 4, 48, 96, num_classes=3)
+
+
+def resnet() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=3)
+
+
+def mobilenet() -> nn.Module:
+    return torchvision.models.mobilenet_v3_small(num_classes=3)
+
+
+@pytest.mark.parametrize("build", [resnet, mobilenet, small_vit])
+def test_torchvision(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, num_classes=3)
+    model = build()
     kept = copy.deepcopy(model.state_dict())
-    found = dlblocks.diagnose(model, pictures(224 if "vit" in name else 64), trials=False)
+    found = dlblocks.diagnose(model, pictures(32), trials=False)
     assert found.verdict.outcome in ("trains", "unclear", "slow"), found.lines()
     assert len(found.signal.layers) > 5
     assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "efficientnet_b0"])
-def test_timm(name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 224), ("efficientnet_b0", 64)])
+def test_timm(name: str, size: int) -> None:
     torch.manual_seed(0)
-    found = dlblocks.diagnose(timm.create_model(name, num_classes=3), pictures(224, 6), trials=False)
+    found = dlblocks.diagnose(timm.create_model(name, num_classes=3), pictures(size, 6), trials=False)
     assert found.verdict.outcome in ("trains", "unclear", "slow"), found.lines()
 
 
