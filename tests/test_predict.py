@@ -336,11 +336,14 @@ def test_ctrl_c_leaves_no_output(wine: Path, tmp_path: Path) -> None:
         # Tests that a shell runs in the background are told to ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    # It has begun when its file is there under the other name.
-    while process.poll() is None and len(os.listdir(tmp_path)) < 2:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    try:
+        # It has begun when its file is there under the other name.
+        while process.poll() is None and len(os.listdir(tmp_path)) < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors.endswith("interrupted\n")
     assert os.listdir(tmp_path) == ["x.npy"]
