@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from dlblocks.checkpoints import AtomicCheckpoints
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
 
@@ -42,10 +43,18 @@ def build_trainer(
         "enable_model_summary": any(isinstance(callback, ModelSummary) for callback in callbacks),
         **config,
     }
+    # A strategy that writes its checkpoints in pieces, such as FSDP, has its own way with files.
+    plugins = given.pop("plugins", None) or ([] if _sharded(config) else [AtomicCheckpoints()])
     try:
-        return L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+        return L.Trainer(
+            **given, plugins=plugins, callbacks=callbacks, logger=loggers or False, default_root_dir=folder
+        )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def _sharded(config: Mapping[str, Any]) -> bool:
+    return any(word in str(config.get("strategy", "")).lower() for word in ("fsdp", "parallel", "deepspeed"))
 
 
 def _check_device(config: Mapping[str, Any]) -> None:
