@@ -21,6 +21,14 @@ class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; the message holds the pip command that brings it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run, which can be resumed; `code` is the exit code that shells give it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"by signal {number}")
+        self.code = 128 + number
+
+
 def nearest(name: str, legal: Iterable[str], count: int = 3) -> list[str]:
     """The legal names most like `name`, best first; empty if none is near."""
     import difflib

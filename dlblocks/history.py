@@ -18,6 +18,10 @@ class History(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
+        self._trainer: L.Trainer | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._start = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
@@ -30,7 +34,14 @@ class History(Callback):
         self._gather(trainer, len(self.rows) + self._first)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        # A checkpoint after the last batch of an epoch has the row of that epoch too.
+        trainer = self._trainer
+        row = (
+            self._row(trainer, trainer.current_epoch)
+            if trainer is not None and trainer.is_last_batch
+            else None
+        )
+        return {"rows": [*self._before(row), row] if row else list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
@@ -40,12 +51,19 @@ class History(Callback):
         return int(self.rows[0]["epoch"]) if self.rows else 0
 
     def _gather(self, trainer: L.Trainer, epoch: int) -> None:
+        if row := self._row(trainer, epoch):
+            self.rows = [*self._before(row), row]
+
+    def _before(self, row: dict[str, float] | None) -> list[dict[str, float]]:
+        return [old for old in self.rows if row and old["epoch"] < row["epoch"]]
+
+    def _row(self, trainer: L.Trainer, epoch: int) -> dict[str, float] | None:
         values = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("train/", "val/")) and not name.endswith("_step")
         }
-        if epoch >= 0 and values:
-            seconds = time.perf_counter() - self._start
-            place = {"epoch": float(epoch), "step": float(trainer.global_step), "seconds": seconds}
-            self.rows.append({**place, **values})
+        if epoch < 0 or not values:
+            return None
+        seconds = time.perf_counter() - self._start
+        return {"epoch": float(epoch), "step": float(trainer.global_step), "seconds": seconds, **values}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from dlblocks.errors import UserError
 
 
 def new_folder(root: str | Path, name: str) -> str:
@@ -26,3 +30,75 @@ def new_folder(root: str | Path, name: str) -> str:
             continue
         return str(folder)
     raise AssertionError("itertools.count never ends")
+
+
+def saved_recipe(folder: str | Path, max_epochs: int | None = None) -> dict[str, Any]:
+    """The recipe of a run that is to go on, from its `config.yaml`, read as plain values.
+
+    Raises:
+        UserError: no run folder, a damaged file, or nothing left to do.
+    """
+    recipe = read_recipe(folder)
+    done = read_status(folder) == "completed"
+    if max_epochs is None:
+        if done:
+            raise UserError(
+                f"resume={folder}: the run is complete. To train longer, raise trainer.max_epochs."
+            )
+        return recipe
+    before = recipe["trainer"].get("max_epochs") if isinstance(recipe.get("trainer"), dict) else None
+    if not isinstance(before, int) or max_epochs < before or (done and max_epochs == before):
+        raise UserError(f"trainer.max_epochs={max_epochs}: the run has {before}, which can only be raised.")
+    return {**recipe, "trainer": {**recipe["trainer"], "max_epochs": max_epochs}}
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """The `config.yaml` of a run folder, as plain values.
+
+    Raises:
+        UserError: not there, not YAML, or not a mapping.
+    """
+    import yaml
+
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder, since it has no config.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: damaged; it must be a mapping, as `--cfg job` prints.")
+    return content
+
+
+def read_status(folder: str | Path) -> str | None:
+    """The status in the `result.json` of a run folder; None if there is no such file.
+
+    Raises:
+        UserError: damaged.
+    """
+    path = Path(folder) / "result.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
+    if not isinstance(content, dict) or not isinstance(content.get("status"), str):
+        raise UserError(f"{path}: damaged; it has no status.")
+    status: str = content["status"]
+    return status
+
+
+def last_unfinished(root: str | Path) -> Path:
+    """The newest run folder under `root` whose run is not complete.
+
+    Raises:
+        UserError: there is none.
+    """
+    configs = sorted(Path(root).glob("**/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in configs:
+        if path.parent.name != ".hydra" and read_status(path.parent) != "completed":
+            return path.parent
+    raise UserError(f"resume=last: no unfinished run under {root}.")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, Prog
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
+from dlblocks.checkpoints import AtomicCheckpoints
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
 from dlblocks.processes import started_outside
@@ -50,10 +51,14 @@ def build_trainer(
         from dlblocks.sync_batch_norm import SyncBatchNorm
 
         given["sync_batchnorm"], callbacks = False, [*callbacks, SyncBatchNorm()]
+    # A strategy that divides the net has its own way with files.
+    plugins = given.pop("plugins", None) or ([] if _divides(given) else [AtomicCheckpoints()])
     if given.get("strategy") == "fsdp2":
         given["strategy"] = _sharded(given)
     try:
-        trainer = L.Trainer(**given, callbacks=callbacks, logger=loggers or False, default_root_dir=folder)
+        trainer = L.Trainer(
+            **given, plugins=plugins, callbacks=callbacks, logger=loggers or False, default_root_dir=folder
+        )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
     processes = trainer.num_devices * trainer.num_nodes
@@ -74,6 +79,10 @@ def _sharded(config: Mapping[str, Any]) -> Strategy:
             f"trainer.precision={precision}: a net divided by strategy=fsdp2 has {', '.join(PRECISIONS)}."
         )
     return ShardedStrategy()
+
+
+def _divides(config: Mapping[str, Any]) -> bool:
+    return any(word in str(config.get("strategy", "")).lower() for word in ("fsdp", "parallel", "deepspeed"))
 
 
 def _check_device(config: Mapping[str, Any]) -> None:

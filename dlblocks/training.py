@@ -19,16 +19,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from dlblocks.checkpoints import fitting, newest, read
+from dlblocks.continuity import Continuity, StopAtSignal, continue_tables
 from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
-from dlblocks.errors import UserError
+from dlblocks.errors import Interrupted, UserError
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.probing import probed
 from dlblocks.processes import rank
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
-from dlblocks.runs import new_folder
+from dlblocks.runs import new_folder, saved_recipe
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
@@ -57,9 +59,38 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
     if is_main_process() and (Path(result.folder) / "result.json").exists():
         raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
+    return _told(checked, result)
+
+
+def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
+    """Go on with a run in its own folder, by its own `config.yaml`, from its newest whole checkpoint.
+
+    Weights, optimizer, scheduler, random states, the place in the epoch, early stopping, the best checkpoint, the curves
+    and what was found for `auto` continue. A run without a checkpoint begins again.
+
+    Args:
+        folder: of a run that was killed, interrupted or failed, or of a complete one if `max_epochs` is raised.
+        max_epochs: instead of the `trainer.max_epochs` of the run.
+
+    Raises:
+        UserError: no run there, a damaged file, or a run that is complete.
+    """
+    plain = saved_recipe(folder, max_epochs)
+    checked = check(plain)
+    result = Result(folder=str(folder), seed=checked.run["seed"])
+    path, damaged = newest(folder)
+    if is_main_process():
+        for line in damaged:
+            tell(f"left aside: {line}")
+        tell(f"goes on from {path}" if path else f"{folder} has no whole checkpoint: the run begins again")
+    return _told(checked, result, path)
+
+
+def _told(checked: Recipe, result: Result, start: Path | None = None) -> Result:
+    """Train, and write down how it ended."""
     try:
         with _timed(result, "total"), ExitStack() as processes:
-            _train(checked, result, processes)
+            _train(checked, result, start, processes)
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result.error = told(error)
@@ -82,8 +113,9 @@ def is_main_process() -> bool:
     return not (getattr(rank_zero_only, "rank", 0) or rank())
 
 
-def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
+def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitStack) -> None:
     folder = Path(result.folder)
+    start_path = str(start) if start else recipe.run["ckpt_path"]
     result.versions = versions()
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,37 +132,45 @@ def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
         metric, mode = module.task.main_metric
         result.main_metric = (f"val/{metric}", mode)
         words = {"run": str(folder), "metric": f"val/{metric}", "mode": mode, "name": recipe.run["name"]}
-        history = History()
+        history, stop = History(), StopAtSignal(folder)
         trainer = build_trainer(
             _logged_every_epoch(recipe.trainer, data),
-            [*build_callbacks(recipe.callbacks, words), *_of_run(recipe), history],
+            [
+                *build_callbacks(recipe.callbacks, words),
+                *_of_run(recipe),
+                history,
+                Continuity(result.chosen),
+                stop,
+            ],
             build_loggers(recipe.logger, words),
             folder,
         )
     processes.enter_context(together(trainer, folder, lambda reason: _fail(result, reason)))
-    if recipe.run["diagnose"] != "off" and recipe.run["ckpt_path"] is None:
+    if start is not None:
+        _take_up(start, trainer, data, result)
+    if recipe.run["diagnose"] != "off" and start_path is None:
         with _timed(result, "diagnosis"):
             _diagnose(recipe, module, data, result)
-    if recipe.batches["auto"]:
+    if recipe.batches["auto"] and "data.batch_size" not in result.chosen:
         with _timed(result, "batch_size_finder"), _quiet():
             _set_batch_size(recipe, trainer, module, data, result)
     if recipe.batches["lr_reference"] is not None:
         _rescale(recipe.batches["lr_reference"], trainer, module, data, result)
     if recipe.lr_finder is not None:
         with _timed(result, "lr_finder"), _quiet():
-            module.lr = _learning_rate(recipe, trainer, module, data, result)
+            module.lr = _learning_rate(recipe, start_path, trainer, module, data, result)
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
         try:
-            trainer.fit(module, data, ckpt_path=_checkpoint(recipe.run["ckpt_path"], module))
+            trainer.fit(module, data, ckpt_path=_checkpoint(start_path, module))
         except MisconfigurationException as error:
             # What Lightning finds only when it starts: a strategy that this device can't do, and the like.
             raise UserError(f"trainer: {error}") from error
         except SystemExit as ending:
             # Lightning ends the process after Ctrl-C; the run has still to be written down.
             if trainer.interrupted:
-                raise KeyboardInterrupt from ending
+                raise (Interrupted(stop.received) if stop.received else KeyboardInterrupt) from ending
             raise
     result.epochs, result.steps = trainer.current_epoch, trainer.global_step
     rows = history.rows  # before the test, which brings back the state of the best checkpoint
@@ -146,6 +186,8 @@ def _train(recipe: Recipe, result: Result, processes: ExitStack) -> None:
     values = {key: value for row in rows if row["epoch"] == result.tested_epoch for key, value in row.items()}
     result.metrics = {**{key: value for key, value in values.items() if "/" in key}, **tested[0]}
     result.status = "completed"
+    if is_main_process():
+        stop.path.unlink(missing_ok=True)
 
 
 def _of_run(recipe: Recipe) -> list[Callback]:
@@ -197,13 +239,29 @@ def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: 
         found.check()
 
 
+def _take_up(path: Path, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
+    """What the run had found for `auto`, and the rows of its log that are older than the checkpoint."""
+    content = read(path)
+    result.chosen.update(content.get("callbacks", {}).get("Continuity", {}).get("chosen", {}))
+    data.batch_size = result.chosen.get("data.batch_size", data.batch_size)
+    trainer.accumulate_grad_batches = result.chosen.get(
+        "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches
+    )
+    if is_main_process():
+        continue_tables(trainer.loggers, content["global_step"])
+
+
 def _learning_rate(
-    recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+    recipe: Recipe,
+    start: str | None,
+    trainer: L.Trainer,
+    module: LitModule,
+    data: TableDataModule,
+    result: Result,
 ) -> float:
     """The rate for `optimizer.lr=auto`: that of the checkpoint, or what is found, which is shown and kept."""
-    if (path := _checkpoint(recipe.run["ckpt_path"], module)) is not None:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        kept: float = content["hyper_parameters"]["optimizer"]["lr"]
+    if (path := _checkpoint(start, module)) is not None:
+        kept: float = read(path)["hyper_parameters"]["optimizer"]["lr"]
         return kept
     assert recipe.lr_finder is not None
     choice = find_lr(trainer, module, data, **recipe.lr_finder)
@@ -310,24 +368,8 @@ def _checkpoint(path: str | None, module: LitModule) -> str | None:
     """
     if path is None:
         return None
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path={path}: no such file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"ckpt_path={path}: damaged, or not a checkpoint of plain values ({error})."
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"ckpt_path={path}: not a Lightning checkpoint, since it has no state_dict.")
-    theirs = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
-    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
-            raise UserError(
-                f"ckpt_path={path}: is of another net; {name} is {theirs.get(name, 'missing')} there and"
-                f" {ours.get(name, 'missing')} here."
-            )
+    content = read(path, "ckpt_path=")
+    fitting(content, module, f"ckpt_path={path}")
     for kind in ("optimizer", "scheduler"):
         there, here = (
             h.get(kind, {}).get("name") for h in (content.get("hyper_parameters", {}), module.hparams)

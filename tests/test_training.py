@@ -59,7 +59,11 @@ def test_the_run_folder_holds_everything(tmp_path: Path) -> None:
     seconds = [float(row["seconds"]) for row in curves]
     assert 0 < seconds[0] < seconds[1] < seconds[2] <= saved["seconds"]["fit"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "last-previous.ckpt",
+    }
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     accuracies = [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]

@@ -37,8 +37,12 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
         config_name: the recipe.
 
     Returns:
-        The exit code: 0, 1 after an error or if a run of a sweep failed, 130 after Ctrl-C.
+        The exit code: 0, 1 after an error or if a run of a sweep failed, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    from dlblocks.hydra.again import asked, run_again
+
+    if asked(sys.argv[1:]):
+        return run_again(sys.argv[1:], _say)
     register()
     _share_config_store()
     if processes.rank() and processes.starter() is None:
@@ -51,9 +55,9 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
     try:
         with _errors_come_through():
             application()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say("interrupted")
-        return jobs.finish(130)
+        return jobs.finish(getattr(error, "code", 130))
     except Exception as error:
         if _debug_asked():
             traceback.print_exc()

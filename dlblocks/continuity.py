@@ -1,0 +1,163 @@
+"""What a run needs beside weights and optimizer to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import random
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from dlblocks.checkpoints import FOLDER, INTERRUPTED
+from dlblocks.errors import Interrupted
+from dlblocks.results import write_table
+
+
+class Continuity(Callback):
+    """Keeps the random states and what was found for `auto` in each checkpoint.
+
+    Args:
+        chosen: the `chosen` of the run's result.
+    """
+
+    def __init__(self, chosen: dict[str, Any]) -> None:
+        self.chosen = chosen
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": random_state(), "chosen": dict(self.chosen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *_: Any) -> None:
+        # What was logged up to here must not be lost with the process.
+        for logger in trainer.loggers:
+            logger.save()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        # The file has the state of the first process; the others keep their own seeds.
+        if self._loaded is not None and trainer.is_global_zero:
+            set_random_state(self._loaded["random"])
+        self._loaded = None
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's, Python's and NumPy's global generators, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(gauss)),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+
+
+class StopAtSignal(Callback):
+    """SIGTERM and Ctrl-C end the run after the present step, with a checkpoint; a second one ends it at once.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        Interrupted: in the training loop, after the checkpoint is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / FOLDER / INTERRUPTED
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        # Lightning has set its own by now, which it takes back itself.
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:
+            self._before = {}  # not in the main thread, which alone gets signals
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # After the last batch come the validation and the epoch's own checkpoint: wait for them.
+        if self.received and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+            self._stop()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        # Before the first step of the next epoch, so that the epoch's checkpoint is the newest. Without a
+        # checkpoint callback there is none, and the next step writes one.
+        if self.received and trainer.checkpoint_callback is not None:
+            self._stop()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self._restore()
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,  # noqa: ARG002
+        pl_module: L.LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _stop(self) -> None:
+        assert self.received is not None
+        raise Interrupted(self.received)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class _Continued(ExperimentWriter):
+    """A writer that leaves the table which is there."""
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+
+def continue_tables(loggers: Sequence[Logger], step: int) -> None:
+    """Let CSV loggers add to their `metrics.csv`, without the rows that will be written again.
+
+    Args:
+        loggers: of the run.
+        step: updates made when the checkpoint was written.
+    """
+    for logger in loggers:
+        path = Path(logger.log_dir or "") / "metrics.csv"
+        if not isinstance(logger, CSVLogger) or not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+        logger._experiment = _Continued(logger.log_dir)
+        if kept:
+            write_table(kept, path)
+            logger._experiment.metrics_keys = list(kept[0])
+        else:
+            path.unlink()

@@ -1,0 +1,96 @@
+"""`resume=` and `repeat=`: a run folder says what to do, and nothing is composed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dlblocks.errors import UserError
+from dlblocks.recipe import check
+from dlblocks.results import Result
+from dlblocks.runs import last_unfinished, read_recipe
+
+_WORDS = ("resume", "repeat")
+
+
+def asked(arguments: Sequence[str]) -> bool:
+    """Whether the command line names a run folder to go on with or to repeat."""
+    return any(word.partition("=")[0] in _WORDS and "=" in word for word in arguments)
+
+
+def run_again(arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Resume or repeat a run; the exit code.
+
+    `resume=<run folder>`, or `resume=last` for the newest unfinished run under `root`, goes on in the folder; only
+    `trainer.max_epochs` can be raised. `repeat=<run folder>` trains its recipe again in a new folder under `root`.
+
+    Args:
+        arguments: of the command line.
+        say: tells the user a line.
+    """
+    try:
+        result = _run(_settings(arguments))
+    except KeyboardInterrupt as error:
+        say("interrupted")
+        return int(getattr(error, "code", 130))
+    except (UserError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    from rich.console import Console
+
+    from dlblocks.training import is_main_process
+
+    if is_main_process():
+        Console().print(result.table())
+    return 0
+
+
+def _run(settings: dict[str, str]) -> Result:
+    if "repeat" in settings:
+        recipe = read_recipe(settings["repeat"])
+        recipe |= {"root": settings["root"]} if "root" in settings else {}
+        check(recipe)
+        from dlblocks.training import train
+
+        _hush()
+        return train(recipe)
+    folder = settings["resume"]
+    if folder == "last":
+        folder = str(last_unfinished(settings.get("root", "runs")))
+    epochs = settings.get("trainer.max_epochs")
+    if epochs is not None and not epochs.isdecimal():
+        raise UserError(f"trainer.max_epochs={epochs}: must be a whole number.")
+    if not Path(folder).is_dir():
+        raise UserError(f"resume={folder}: no such folder.")
+    from dlblocks.training import resume
+
+    _hush()
+    return resume(folder, None if epochs is None else int(epochs))
+
+
+def _settings(arguments: Sequence[str]) -> dict[str, str]:
+    given = {}
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if not equals or key in given:
+            raise UserError(f"{word}: can't stand beside resume= or repeat=.")
+        given[key] = value
+    word = "repeat" if "repeat" in given else "resume"
+    legal = {"resume": ("resume", "root", "trainer.max_epochs"), "repeat": ("repeat", "root")}[word]
+    for key, value in given.items():
+        if key not in legal:
+            raise UserError(
+                f"{key}={value}: {word}={given[word]} has its own recipe, config.yaml in the run folder. It can be"
+                f" given with {', '.join(legal[1:])} only."
+            )
+    if "root" in given and word == "resume" and given["resume"] != "last":
+        raise UserError(
+            f"root={given['root']}: has no effect, since resume names the folder; use resume=last."
+        )
+    return given
+
+
+def _hush() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
