@@ -88,9 +88,16 @@ def finders(repeats: int) -> list[tuple[str, ...]]:
     return finders(repeats)
 
 
-SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders}
+def faults(repeats: int) -> list[tuple[str, ...]]:
+    """A run that is killed again and again, and resumed; `--repeats` is the number of kills, 50 if not given."""
+    from benchmark_faults import faults
+
+    return faults(50 if repeats == 7 else repeats)
+
+
+SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders, "faults": faults}
 # Too long to be run unasked.
-LONG = ("finders",)
+LONG = ("finders", "faults")
 
 EPOCHS = 20
 
