@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -111,12 +111,7 @@ class StopAtSignal(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._restore()
 
-    def on_exception(
-        self,
-        trainer: L.Trainer,  # noqa: ARG002
-        pl_module: L.LightningModule,  # noqa: ARG002
-        exception: BaseException,  # noqa: ARG002
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -141,12 +136,14 @@ class _Continued(ExperimentWriter):
         pass
 
 
-def continue_tables(loggers: Sequence[Logger], step: int) -> None:
+def continue_tables(loggers: Sequence[Logger], step: int, epochs: Sequence[Mapping[str, float]]) -> None:
     """Let CSV loggers add to their `metrics.csv`, without the rows that will be written again.
 
     Args:
         loggers: of the run.
         step: updates made when the checkpoint was written.
+        epochs: the rows of the history. The log gets the row of an epoch's training after the checkpoint of that epoch,
+            so a kill may have lost it.
     """
     for logger in loggers:
         path = Path(logger.log_dir or "") / "metrics.csv"
@@ -155,9 +152,18 @@ def continue_tables(loggers: Sequence[Logger], step: int) -> None:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         kept = [row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+        kept += _lost(kept, step, epochs[-1]) if epochs else []
         logger._experiment = _Continued(logger.log_dir)
         if kept:
             write_table(kept, path)
-            logger._experiment.metrics_keys = list(kept[0])
+            logger._experiment.metrics_keys = list(dict.fromkeys(key for row in kept for key in row))
         else:
             path.unlink()
+
+
+def _lost(rows: Sequence[Mapping[str, str]], step: int, epoch: Mapping[str, float]) -> list[dict[str, str]]:
+    number = str(int(epoch["epoch"]))
+    values = {key: str(value) for key, value in epoch.items() if key.startswith("train/")}
+    if epoch["step"] != step or any(row["epoch"] == number and row.get("train/loss") for row in rows):
+        return []
+    return [{"epoch": number, "step": str(step - 1), **values}] if values else []

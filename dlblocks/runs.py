@@ -87,8 +87,7 @@ def read_status(folder: str | Path) -> str | None:
         raise UserError(f"{path}: damaged ({error}).") from error
     if not isinstance(content, dict) or not isinstance(content.get("status"), str):
         raise UserError(f"{path}: damaged; it has no status.")
-    status: str = content["status"]
-    return status
+    return str(content["status"])
 
 
 def last_unfinished(root: str | Path) -> Path:

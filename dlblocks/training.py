@@ -248,7 +248,8 @@ def _take_up(path: Path, trainer: L.Trainer, data: TableDataModule, result: Resu
         "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches
     )
     if is_main_process():
-        continue_tables(trainer.loggers, content["global_step"])
+        history = content.get("callbacks", {}).get("History", {}).get("rows", [])
+        continue_tables(trainer.loggers, content["global_step"], history)
 
 
 def _learning_rate(

@@ -95,9 +95,23 @@ def diagnosis(repeats: int) -> list[tuple[str, ...]]:
     return diagnosis(repeats)
 
 
-SUITES = {"startup": startup, "step": step, "blocks": blocks, "finders": finders, "diagnosis": diagnosis}
+def faults(repeats: int) -> list[tuple[str, ...]]:
+    """A run that is killed again and again, and resumed; `--repeats` is the number of kills, 50 if not given."""
+    from benchmark_faults import faults
+
+    return faults(50 if repeats == 7 else repeats)
+
+
+SUITES = {
+    "startup": startup,
+    "step": step,
+    "blocks": blocks,
+    "finders": finders,
+    "diagnosis": diagnosis,
+    "faults": faults,
+}
 # Too long to be run unasked.
-LONG = ("finders", "diagnosis")
+LONG = ("finders", "diagnosis", "faults")
 
 EPOCHS = 20
 
