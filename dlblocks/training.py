@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from dlblocks.checkpoints import fitting, newest, read
+from dlblocks.checkpoints import fitting, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal, continue_tables
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import Interrupted, UserError
@@ -75,6 +75,7 @@ def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
     result = Result(folder=str(folder), seed=checked.run["seed"])
     path, damaged = newest(folder)
     if is_main_process():
+        tidy(folder)
         for line in damaged:
             tell(f"left aside: {line}")
         tell(f"goes on from {path}" if path else f"{folder} has no whole checkpoint: the run begins again")
