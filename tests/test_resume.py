@@ -15,7 +15,7 @@ import torch
 
 TRAIN = [sys.executable, str(Path(__file__).resolve().parents[1] / "scripts" / "train.py")]
 QUIET = ["callbacks.progress_bar=null", "callbacks.model_summary=null", "callbacks.early_stopping=null"]
-RECIPE = ["data=wine", "data.batch_size=4", "model.dropout=0.2", "trainer.max_epochs=60", *QUIET]
+RECIPE = ["data=wine", "data.batch_size=4", "model.dropout=0.2", "trainer.max_epochs=8", *QUIET]
 
 
 def train(*words: str) -> subprocess.CompletedProcess[str]:
@@ -28,14 +28,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return content
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calm")
+    assert train(*RECIPE, f"hydra.run.dir={folder}").returncode == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
 )
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, calm: Path, number: signal.Signals, code: int
 ) -> None:
-    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    assert train(*RECIPE, f"hydra.run.dir={calm}").returncode == 0
+    stopped = tmp_path / "stopped"
     process = subprocess.Popen(
         [*TRAIN, *RECIPE, f"hydra.run.dir={stopped}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -49,8 +55,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     ours, theirs = weights(stopped), weights(calm)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with (stopped / "curves.csv").open() as file:
-        assert [float(row["epoch"]) for row in csv.DictReader(file)] == list(range(60))
-    again = train(f"resume={stopped}")
+        assert [float(row["epoch"]) for row in csv.DictReader(file)] == list(range(8))
+
+
+def test_a_complete_run_is_not_resumed(calm: Path) -> None:
+    again = train(f"resume={calm}")
     assert again.returncode == 1
     assert "the run is complete" in again.stderr
 
