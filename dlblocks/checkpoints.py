@@ -159,3 +159,9 @@ def newest(folder: str | Path) -> tuple[Path | None, list[str]]:
         if isinstance(step, int):
             good.append((step, path.stat().st_mtime, path))
     return (max(good)[2] if good else None), bad
+
+
+def tidy(folder: str | Path) -> None:
+    """Remove what a kill left half-written in the checkpoints of a run folder."""
+    for path in (Path(folder) / FOLDER).glob(".*.ckpt.*"):
+        path.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ def checkpoint_of(run: str | Path | Result) -> Path:
         result, folder = load_result(run), Path(run)
     if result.best_checkpoint is None:
         raise UserError(
-            f"run={folder}: the run kept no checkpoint; it was trained without callbacks.checkpoint."
+            f"run={folder}: the run kept no checkpoint; it was trained without a checkpoint callback."
         )
     kept = Path(result.best_checkpoint)
     parts = [part for part in kept.parts if part not in ("..", kept.anchor)]

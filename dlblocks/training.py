@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from dlblocks.checkpoints import fitting, newest, read
+from dlblocks.checkpoints import fitting, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal, continue_tables
 from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
@@ -80,6 +80,7 @@ def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
     result = Result(folder=str(folder), seed=checked.run["seed"])
     path, damaged = newest(folder)
     if is_main_process():
+        tidy(folder)
         for line in damaged:
             tell(f"left aside: {line}")
         tell(f"goes on from {path}" if path else f"{folder} has no whole checkpoint: the run begins again")

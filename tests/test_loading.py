@@ -191,7 +191,7 @@ def test_a_run_that_failed_or_kept_nothing_is_told(tmp_path: Path) -> None:
         run(tmp_path / "failed", "optimizer=sgd", "optimizer.lr=1e12")
     with pytest.raises(UserError, match=r"failed \(the training loss became"):
         dlblocks.load(tmp_path / "failed")
-    run(tmp_path / "none", "data=wine", "callbacks.checkpoint=null")
+    run(tmp_path / "none", "data=wine", "callbacks.checkpoint=null", "callbacks.last_checkpoint=null")
     with pytest.raises(UserError, match="kept no checkpoint"):
         dlblocks.load(tmp_path / "none")
     run(tmp_path / "gone", "data=wine")

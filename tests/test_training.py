@@ -208,6 +208,8 @@ def test_no_logger_leaves_no_log(tmp_path: Path) -> None:
         "result.json",
         "curves.csv",
         "curves.png",
+        "diagnosis.json",
+        "signal.png",
         "checkpoints",
     }
 

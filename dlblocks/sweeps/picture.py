@@ -127,6 +127,11 @@ def _draw_finals(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
 def _draw_map(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
     """The mean of each pair of values; a pair without a result is marked."""
     assert panel.color is not None
+    limits = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in panel.where.items())
+    axes.set_title(f"{panel.color}{f' ({limits})' if limits else ''}", fontsize="medium")
+    if not runs:
+        axes.text(0.5, 0.5, "no runs", ha="center", transform=axes.transAxes)
+        return
     columns, rows = (
         list(dict.fromkeys(run.values.get(key, "?") for run in runs)) for key in (panel.x, panel.y)
     )
@@ -148,8 +153,6 @@ def _draw_map(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
             axes.text(column, row, text, ha="center", va="center", fontsize="small", color=ink)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize="small")
     axes.set_yticks(range(len(rows)), rows, fontsize="small")
-    limits = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in panel.where.items())
-    axes.set_title(f"{panel.color}{f' ({limits})' if limits else ''}", fontsize="medium")
     axes.figure.colorbar(shown, ax=axes)
 
 

@@ -1,0 +1,70 @@
+"""Runs that are stopped by real signals and go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+TRAIN = [sys.executable, str(Path(__file__).resolve().parents[1] / "scripts" / "train.py")]
+QUIET = ["callbacks.progress_bar=null", "callbacks.model_summary=null", "callbacks.early_stopping=null"]
+RECIPE = ["data=wine", "data.batch_size=4", "model.dropout=0.2", "trainer.max_epochs=8", *QUIET]
+
+
+def train(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TRAIN, *words], check=False, capture_output=True, text=True)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / "last.ckpt"
+    content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return content
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calm")
+    assert train(*RECIPE, f"hydra.run.dir={folder}").returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    tmp_path: Path, calm: Path, number: signal.Signals, code: int
+) -> None:
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [*TRAIN, *RECIPE, f"hydra.run.dir={stopped}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (stopped / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    assert process.wait() == code
+    if code > 0:
+        assert json.loads((stopped / "result.json").read_text())["status"] == "interrupted"
+    assert train(f"resume={stopped}").returncode == 0
+    ours, theirs = weights(stopped), weights(calm)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with (stopped / "curves.csv").open() as file:
+        assert [float(row["epoch"]) for row in csv.DictReader(file)] == list(range(8))
+
+
+def test_a_complete_run_is_not_resumed(calm: Path) -> None:
+    again = train(f"resume={calm}")
+    assert again.returncode == 1
+    assert "the run is complete" in again.stderr
+
+
+def test_settings_beside_resume_are_refused(tmp_path: Path) -> None:
+    answer = train(f"resume={tmp_path}", "seed=3")
+    assert answer.returncode == 1
+    assert "seed=3" in answer.stderr
