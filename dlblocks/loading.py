@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dlblocks.checkpoints import read
 from dlblocks.errors import UserError
 from dlblocks.module import LitModule
 from dlblocks.recipe import BLOCKS
@@ -86,21 +87,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, a damaged one, one with anything else in it, or no Lightning checkpoint.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).split("\n", 1)[0]
-        raise UserError(
-            f"checkpoint {path}: damaged, or not a checkpoint of plain values ({reason})."
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), Mapping) for key in ("state_dict", "hyper_parameters")
-    ):
-        raise UserError(
-            f"checkpoint {path}: not of a LitModule, since it has no state_dict or no hyper_parameters."
-        )
+    content = read(path, "checkpoint ")
+    if not isinstance(content.get("hyper_parameters"), Mapping):
+        raise UserError(f"checkpoint {path}: not of a LitModule, since it has no hyper_parameters.")
     return content
 
 
