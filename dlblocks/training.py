@@ -183,7 +183,7 @@ def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitSt
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         tested = trainer.test(module, data, ckpt_path=best, verbose=False)
     result.best_checkpoint = os.path.relpath(best) if best else None
-    result.tested_epoch = torch.load(best, weights_only=True)["epoch"] if best else result.epochs - 1
+    result.tested_epoch = read(best)["epoch"] if best else result.epochs - 1
     values = {key: value for row in rows if row["epoch"] == result.tested_epoch for key, value in row.items()}
     result.metrics = {**{key: value for key, value in values.items() if "/" in key}, **tested[0]}
     result.status = "completed"

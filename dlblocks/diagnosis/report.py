@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlblocks.diagnosis.signal import Layer, Signal
 from dlblocks.diagnosis.trial import Trial
 from dlblocks.diagnosis.verdict import Verdict
 from dlblocks.errors import UserError
+from dlblocks.results import finite, write_atomically
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -112,9 +113,8 @@ class Diagnosis:
         """Write `diagnosis.json` and `signal.png` into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "diagnosis.json").write_text(
-            json.dumps(_plain(asdict(self)), indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n"
+        write_atomically(folder / "diagnosis.json", text)
         draw(self.signal.layers, folder / "signal.png")
 
 
@@ -152,12 +152,3 @@ def _shown(layers: Sequence[Layer]) -> list[Layer | None]:
         return list(layers)
     half = _ROWS // 2
     return [*layers[:half], None, *layers[-half:]]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity; null stands for both."""
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
