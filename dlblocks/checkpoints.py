@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ INTERRUPTED = "interrupted.ckpt"
 _PREVIOUS = "-previous"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file, and what `read` found in it."""
+
+    path: Path
+    content: dict[str, Any]
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint under another name in the same folder, flushes it to the disk and renames it.
 
@@ -33,6 +42,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
     Raises:
         UserError: the file can't be written; what was there before still is.
     """
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = None,  # noqa: ARG002
+        weights_only: bool | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """As `read`: on the CPU, and of plain values only."""
+        return read(path)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -85,7 +103,7 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read(path: str | Path, where: str = "") -> dict[str, Any]:
+def read(path: str | os.PathLike[str], where: str = "") -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU. Nothing that is in the file is run.
 
     Args:
@@ -140,25 +158,27 @@ def fitting(content: Mapping[str, Any], module: nn.Module, name: str) -> None:
             )
 
 
-def newest(folder: str | Path) -> tuple[Path | None, list[str]]:
+def newest(folder: str | Path) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint of a run folder that is furthest on, and what is wrong with those that can't be read.
 
     Args:
         folder: of the run; its checkpoints are in `checkpoints/`.
     """
-    good: list[tuple[int, float, Path]] = []
+    best: tuple[int, float] = (-1, 0.0)
+    found = None
     bad = []
     for path in sorted((Path(folder) / FOLDER).glob("*.ckpt")):
         if path.name.startswith("."):
             continue
         try:
-            step = read(path).get("global_step")
+            content = read(path)
         except UserError as error:
             bad.append(str(error))
             continue
-        if isinstance(step, int):
-            good.append((step, path.stat().st_mtime, path))
-    return (max(good)[2] if good else None), bad
+        step, written = content.get("global_step"), path.stat().st_mtime
+        if isinstance(step, int) and (step, written) > best:
+            best, found = (step, written), Checkpoint(path, content)
+    return found, bad
 
 
 def tidy(folder: str | Path) -> None:

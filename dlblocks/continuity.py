@@ -16,25 +16,31 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch import distributed
 
 from dlblocks.checkpoints import FOLDER, INTERRUPTED
 from dlblocks.errors import Interrupted
-from dlblocks.results import write_table
+from dlblocks.results import Result, write_table
+from dlblocks.shares import of_all
 
 
 class Continuity(Callback):
-    """Keeps the random states and what was found for `auto` in each checkpoint.
+    """Keeps the random states of all processes, and what was found before training, in each checkpoint.
 
     Args:
-        chosen: the `chosen` of the run's result.
+        result: of the run.
     """
 
-    def __init__(self, chosen: dict[str, Any]) -> None:
-        self.chosen = chosen
+    def __init__(self, result: Result) -> None:
+        self.result = result
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": random_state(), "chosen": dict(self.chosen)}
+        return {
+            "random": of_all(random_state()),
+            "chosen": dict(self.result.chosen),
+            "diagnosis": self.result.diagnosis,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
@@ -45,9 +51,10 @@ class Continuity(Callback):
             logger.save()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        # The file has the state of the first process; the others keep their own seeds.
-        if self._loaded is not None and trainer.is_global_zero:
-            set_random_state(self._loaded["random"])
+        # With more processes than before, the new ones keep their own seeds.
+        states = self._loaded["random"] if self._loaded is not None else []
+        if trainer.global_rank < len(states):
+            set_random_state(states[trainer.global_rank])
         self._loaded = None
 
 
@@ -98,14 +105,14 @@ class StopAtSignal(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         # After the last batch come the validation and the epoch's own checkpoint: wait for them.
-        if self.received and not trainer.is_last_batch:
+        if not trainer.is_last_batch and self._agreed(trainer):
             trainer.save_checkpoint(self.path)
             self._stop()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         # Before the first step of the next epoch, so that the epoch's checkpoint is the newest. Without a
         # checkpoint callback there is none, and the next step writes one.
-        if self.received and trainer.checkpoint_callback is not None:
+        if trainer.checkpoint_callback is not None and self._agreed(trainer):
             self._stop()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -113,6 +120,14 @@ class StopAtSignal(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self._restore()
+
+    def _agreed(self, trainer: L.Trainer) -> bool:
+        """Whether any of the processes was told to stop: a signal may reach only one, and all must stop together."""
+        if trainer.world_size > 1:
+            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+            self.received = int(number) or None
+        return self.received is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = number

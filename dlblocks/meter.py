@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,11 +55,11 @@ class Meter:
         self._targets.append(y)
         self._counts.append(len(y) if count is None else count)
         if len(self._targets) * len(y) >= self.LIMIT:
-            self._update()
+            self.update()
 
     def compute(self) -> dict[str, Tensor]:
         """The values since the last call, over all processes."""
-        self._update()
+        self.update()
         metrics = self._made()
         mean = metrics.total.compute() / metrics.count.compute()
         values = {f"{self.split}/loss": mean, **metrics.of_task.compute()}
@@ -67,6 +67,37 @@ class Meter:
             metric.reset()
         self._last = None
         return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What came since the last `compute`, as tensors and plain values; empty if nothing did."""
+        if self._last is None:
+            return {}
+        metrics = self._made()
+        return {
+            "last": self._last,
+            "gathered": [
+                list(values) for values in (self._losses, self._outputs, self._targets, self._counts)
+            ],
+            "total": dict(metrics.total.metric_state),
+            "count": dict(metrics.count.metric_state),
+            "of_task": {name: dict(metric.metric_state) for name, metric in metrics.of_task.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        if not state:
+            return
+        self._last = state["last"]
+        self._losses, self._outputs, self._targets, self._counts = (list(v) for v in state["gathered"])
+        metrics = self._made()
+        of_task = dict(metrics.of_task.items())
+        for metric, values in (
+            (metrics.total, state["total"]),
+            (metrics.count, state["count"]),
+            *((of_task[name], values) for name, values in state["of_task"].items()),
+        ):
+            for key, value in values.items():
+                setattr(metric, key, value)
 
     def _made(self) -> _Metrics:
         if self._metrics is None:
@@ -78,7 +109,8 @@ class Meter:
             )
         return self._metrics
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Update the metrics with what was gathered."""
         if self._losses:
             device = self._losses[0].device
             metrics = self._made()

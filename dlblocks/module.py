@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -351,6 +352,20 @@ class LitModule(L.LightningModule):
             switch = getattr(optimizer, "eval" if judged else "train", None)
             if switch is not None:
                 switch()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # In the middle of an epoch its metrics are half gathered.
+        meter = self._meters["train"]
+        if self.trainer.is_last_batch:
+            meter.update()  # what stands for itself takes less room
+        checkpoint["train_meters"] = shares.of_all(meter.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("train_meters", [])
+        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        # Of another number of processes, the metrics of the epoch are those of its rest.
+        if training and len(states) == self.trainer.world_size:
+            self._meters["train"].load_state_dict(states[self.global_rank])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if not self._second_order:

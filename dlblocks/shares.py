@@ -1,6 +1,8 @@
-"""The loss of a batch of which several processes have a share each."""
+"""What several processes that have a share of each batch tell each other: losses, counts, states."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -9,6 +11,8 @@ from dlblocks.errors import UserError
 from dlblocks.losses.base import Loss
 from dlblocks.losses.combined import Sum
 from dlblocks.registry import REGISTRY, Spec, name_of
+
+T = TypeVar("T")
 
 
 def check_shared(loss: nn.Module, spec: Spec) -> None:
@@ -71,6 +75,15 @@ def counted(loss: nn.Module, input: Tensor, target: Tensor) -> Tensor | None:
     return (
         input.new_tensor(float(len(input)), dtype=torch.float32) if counts is None else counts.detach().sum()
     )
+
+
+def of_all(value: T) -> list[T]:
+    """What each process has, by rank. All processes call it together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[T] = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def agree_on_buffers(net: nn.Module) -> None:

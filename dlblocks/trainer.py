@@ -13,11 +13,12 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from dlblocks.checkpoints import AtomicCheckpoints
 from dlblocks.errors import MissingPackageError, UserError, did_you_mean
 from dlblocks.instantiate import instantiate
-from dlblocks.processes import started_outside
+from dlblocks.processes import rank, started_outside
 
 # Optional packages that dlblocks has an extra for.
 _EXTRAS = ("mlflow", "tensorboard", "wandb")
@@ -69,6 +70,11 @@ def build_trainer(
             " trainer.num_nodes to its --nnodes, as with trainer=ddp trainer.devices=2."
         )
     return trainer
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and prints, of all that train together."""
+    return not (getattr(rank_zero_only, "rank", 0) or rank())
 
 
 def _sharded(config: Mapping[str, Any]) -> Strategy:

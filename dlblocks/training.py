@@ -16,29 +16,23 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
-from dlblocks.checkpoints import fitting, newest, read, tidy
+from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
+from dlblocks.checkpoints import Checkpoint, fitting, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal, continue_tables
 from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
+from dlblocks.endings import together
 from dlblocks.errors import Interrupted, UserError
+from dlblocks.finding import rescale, set_batch_size, set_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
-from dlblocks.probing import probed
-from dlblocks.processes import rank
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
 from dlblocks.runs import new_folder, saved_recipe
 from dlblocks.seeds import derive
-from dlblocks.tasks import resolve
-from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
-from dlblocks.tuning.batch_size import find_batch_size
-from dlblocks.tuning.finder import Choice, show, tell
-from dlblocks.tuning.learning_rate import find_lr
-from dlblocks.tuning.scaling import rescaled, rule_of
-from dlblocks.watching import together
+from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
+from dlblocks.tuning.finder import show, tell
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -78,16 +72,20 @@ def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
     plain = saved_recipe(folder, max_epochs)
     checked = check(plain)
     result = Result(folder=str(folder), seed=checked.run["seed"])
-    path, damaged = newest(folder)
+    start, damaged = newest(folder)
     if is_main_process():
         tidy(folder)
         for line in damaged:
             tell(f"left aside: {line}")
-        tell(f"goes on from {path}" if path else f"{folder} has no whole checkpoint: the run begins again")
-    return _told(checked, result, path)
+        tell(
+            f"goes on from {start.path}"
+            if start
+            else f"{folder} has no whole checkpoint: the run begins again"
+        )
+    return _told(checked, result, start)
 
 
-def _told(checked: Recipe, result: Result, start: Path | None = None) -> Result:
+def _told(checked: Recipe, result: Result, start: Checkpoint | None = None) -> Result:
     """Train, and write down how it ended."""
     try:
         with _timed(result, "total"), ExitStack() as processes:
@@ -109,14 +107,11 @@ def _fail(result: Result, reason: str) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes files and prints, of all that train together."""
-    return not (getattr(rank_zero_only, "rank", 0) or rank())
-
-
-def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitStack) -> None:
+def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: ExitStack) -> None:
     folder = Path(result.folder)
-    start_path = str(start) if start else recipe.run["ckpt_path"]
+    resumed, given = start is not None, recipe.run["ckpt_path"]
+    if given is not None and start is None:
+        start = Checkpoint(Path(given), read(given, "ckpt_path="))
     result.versions = versions()
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +122,7 @@ def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitSt
     with _timed(result, "build"):
         module = build_module(recipe, data)
         if not recipe.batches["auto"]:
-            _check_batch_norm(module, data)
+            check_batch_norm(module, data)
         result.task = module.task.name
         result.parameters = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
         metric, mode = module.task.main_metric
@@ -135,12 +130,12 @@ def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitSt
         words = {"run": str(folder), "metric": f"val/{metric}", "mode": mode, "name": recipe.run["name"]}
         history, stop = History(), StopAtSignal(folder)
         trainer = build_trainer(
-            _logged_every_epoch(recipe.trainer, data),
+            logged_every_epoch(recipe.trainer, data),
             [
                 *build_callbacks(recipe.callbacks, words),
                 *_of_run(recipe),
                 history,
-                Continuity(result.chosen),
+                Continuity(result),
                 stop,
             ],
             build_loggers(recipe.logger, words),
@@ -148,23 +143,25 @@ def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitSt
         )
     processes.enter_context(together(trainer, folder, lambda reason: _fail(result, reason)))
     if start is not None:
+        _check_start(start, module)
+    if start is not None and resumed:
         _take_up(start, trainer, data, result)
-    if recipe.run["diagnose"] != "off" and start_path is None:
+    if recipe.run["diagnose"] != "off" and start is None:
         with _timed(result, "diagnosis"):
             _diagnose(recipe, module, data, result)
     if recipe.batches["auto"] and "data.batch_size" not in result.chosen:
         with _timed(result, "batch_size_finder"), _quiet():
-            _set_batch_size(recipe, trainer, module, data, result)
+            set_batch_size(recipe, trainer, module, data, result)
     if recipe.batches["lr_reference"] is not None:
-        _rescale(recipe.batches["lr_reference"], trainer, module, data, result)
+        rescale(recipe.batches["lr_reference"], trainer, module, data, result)
     if recipe.lr_finder is not None:
         with _timed(result, "lr_finder"), _quiet():
-            module.lr = _learning_rate(recipe, start_path, trainer, module, data, result)
+            set_rate(recipe.lr_finder, start, trainer, module, data, result)
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
         try:
-            trainer.fit(module, data, ckpt_path=_checkpoint(start_path, module))
+            trainer.fit(module, data, ckpt_path=start.path if start else None)
         except MisconfigurationException as error:
             # What Lightning finds only when it starts: a strategy that this device can't do, and the like.
             raise UserError(f"trainer: {error}") from error
@@ -199,33 +196,6 @@ def _of_run(recipe: Recipe) -> list[Callback]:
     return [CheckpointActivations()]
 
 
-def build_data(recipe: Recipe) -> TableDataModule:
-    """The data module of a recipe, split and checked."""
-    data = TableDataModule(dict(recipe.dataset), seed=recipe.run["seed"], **recipe.data)
-    data.setup()
-    return data
-
-
-def build_module(recipe: Recipe, data: TableDataModule) -> LitModule:
-    """The module of a recipe, shaped for its data."""
-    run = recipe.run
-    task = resolve(run["task"], run["head"], data.outputs, data.task)
-    module = LitModule(
-        task=task.name,
-        head=task.head,
-        input_shape=data.input_shape,
-        outputs=data.outputs,
-        data_format=data.format.plain(),
-        seed=run["seed"],
-        target_mean=data.target_mean,
-        target_std=data.target_std,
-        **recipe.blocks,
-    )
-    module.meet(data.part("train")[0])
-    module.compiled = run["compile"]
-    return module
-
-
 def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: Result) -> None:
     """Say whether this will start to train; with diagnose=strict, refuse what will not."""
     rate = module.lr if recipe.lr_finder is None and hasattr(module, "lr") else None
@@ -240,147 +210,34 @@ def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: 
         found.check()
 
 
-def _take_up(path: Path, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
+def _take_up(start: Checkpoint, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
     """What the run had found for `auto`, and the rows of its log that are older than the checkpoint."""
-    content = read(path)
-    result.chosen.update(content.get("callbacks", {}).get("Continuity", {}).get("chosen", {}))
+    callbacks = start.content.get("callbacks", {})
+    found = callbacks.get("Continuity", {})
+    result.chosen.update(found.get("chosen", {}))
+    result.diagnosis = found.get("diagnosis", "")
     data.batch_size = result.chosen.get("data.batch_size", data.batch_size)
     trainer.accumulate_grad_batches = result.chosen.get(
         "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches
     )
     if is_main_process():
-        history = content.get("callbacks", {}).get("History", {}).get("rows", [])
-        continue_tables(trainer.loggers, content["global_step"], history)
+        history = callbacks.get("History", {}).get("rows", [])
+        continue_tables(trainer.loggers, start.content["global_step"], history)
 
 
-def _learning_rate(
-    recipe: Recipe,
-    start: str | None,
-    trainer: L.Trainer,
-    module: LitModule,
-    data: TableDataModule,
-    result: Result,
-) -> float:
-    """The rate for `optimizer.lr=auto`: that of the checkpoint, or what is found, which is shown and kept."""
-    if (path := _checkpoint(start, module)) is not None:
-        kept: float = read(path)["hyper_parameters"]["optimizer"]["lr"]
-        return kept
-    assert recipe.lr_finder is not None
-    choice = find_lr(trainer, module, data, **recipe.lr_finder)
-    result.chosen["optimizer.lr"] = choice.lr
-    _show(choice, result)
-    return choice.lr
-
-
-def _set_batch_size(
-    recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
-) -> None:
-    """Find the size for `data.batch_size=auto`, show and keep it, and train with it."""
-    choice = find_batch_size(
-        trainer,
-        module,
-        data,
-        max_size=recipe.batches["max_size"],
-        effective=recipe.batches["effective"],
-        class_counts=list(data.class_counts.values()) or None,
-        allowed=lambda size: not _normalises_alone(module, data, size),
-    )
-    data.batch_size = choice.size
-    trainer.accumulate_grad_batches = choice.accumulate
-    trainer.log_every_n_steps = _logged_every_epoch(recipe.trainer, data)["log_every_n_steps"]  # type: ignore[attr-defined]
-    result.chosen["data.batch_size"] = choice.size
-    if recipe.batches["effective"] is not None:
-        result.chosen["trainer.accumulate_grad_batches"] = choice.accumulate
-    _show(choice, result)
-
-
-def _show(choice: Choice, result: Result) -> None:
-    """Picture, table and line of what was found."""
-    if is_main_process():
-        choice.save(result.folder)
-        tell(choice.explanation)
-
-
-def _rescale(
-    reference: int, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
-) -> None:
-    """Let the rate follow the batch size, and say so."""
-    size = data.train_batch_size * trainer.accumulate_grad_batches
-    rule = rule_of(module.hparams["optimizer"]["name"])
-    before = module.lr
-    module.lr = result.chosen["optimizer.lr"] = rescaled(before, reference, size, rule)
-    if is_main_process():
-        tell(
-            f"learning rate {module.lr:.4g}: {before:g} was set for batches of {reference}, these have {size}; it"
-            f" follows their {'ratio' if rule == 'linear' else 'square root'} ({rule} rule)."
-        )
-
-
-def _logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dict[str, Any]:
-    """At least one logged step in each epoch, however few steps it has."""
-    every = int(trainer.get("log_every_n_steps", 50))
-    return {**trainer, "log_every_n_steps": max(1, min(every, len(data.train_dataloader())))}
-
-
-def _check_batch_norm(module: LitModule, data: TableDataModule) -> None:
-    """Batch normalisation has no deviation to divide by where a batch has one value for each feature.
+def _check_start(start: Checkpoint, module: LitModule) -> None:
+    """Refuse a checkpoint that this module can't go on from.
 
     Raises:
-        UserError: some training batch has one instance, and with it some layer one value.
+        UserError: it is of another net, optimizer or scheduler.
     """
-    size = data.train_batch_size
-    if _normalises_alone(module, data, size):
-        which = "each batch has" if size == 1 else "the last batch of an epoch has"
-        own = ", or model.norm=layer" if "norm" in module.hparams.get("model", {}) else ""
-        raise UserError(
-            f"data.batch_size={size}: {which} one instance, which batch normalisation can't normalise. Use"
-            f" {'a larger batch' if size == 1 else 'data.drop_last=true'}{own}."
-        )
-
-
-def _normalises_alone(module: LitModule, data: TableDataModule, size: int) -> bool:
-    """Whether, with batches of a size, some layer would normalise a single value."""
-    rest = 0 if data.drop_last else data.n_train % size
-    return 1 in (size, rest) and _normalises_single_values(module)
-
-
-def _normalises_single_values(module: LitModule) -> bool:
-    """Whether an instance gives a batch norm one value for each feature: a vector, or a picture of one place."""
-    layers = [layer for layer in module.net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    single: list[bool] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: single.append(inputs[0][:, 0].numel() == 1))
-        for layer in layers
-    ]
-    try:
-        with probed(module.net):
-            if layers:
-                module.net(torch.zeros(1, *module.hparams["input_shape"]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return any(single)
-
-
-def _checkpoint(path: str | None, module: LitModule) -> str | None:
-    """The path, after a look into the file.
-
-    Raises:
-        UserError: the file does not exist, is not a whole checkpoint, or is of another module.
-    """
-    if path is None:
-        return None
-    content = read(path, "ckpt_path=")
-    fitting(content, module, f"ckpt_path={path}")
+    name = f"ckpt_path={start.path}"
+    fitting(start.content, module, name)
+    theirs = start.content.get("hyper_parameters", {})
     for kind in ("optimizer", "scheduler"):
-        there, here = (
-            h.get(kind, {}).get("name") for h in (content.get("hyper_parameters", {}), module.hparams)
-        )
+        there, here = (held.get(kind, {}).get("name") for held in (theirs, module.hparams))
         if there != here:
-            raise UserError(
-                f"ckpt_path={path}: was trained with {kind}={there}, which can't go on as {here}."
-            )
-    return path
+            raise UserError(f"{name}: was trained with {kind}={there}, which can't go on as {here}.")
 
 
 @contextmanager

@@ -118,9 +118,9 @@ EPOCHS = 20
 
 def _fit_dlblocks() -> float:
     import dlblocks
+    from dlblocks.assembly import build_data, build_module
     from dlblocks.recipe import check
     from dlblocks.trainer import build_callbacks, build_loggers, build_trainer
-    from dlblocks.training import build_data, build_module
 
     recipe = check(
         dlblocks.compose(f"trainer.max_epochs={EPOCHS}", "callbacks=none", "+trainer.limit_val_batches=0")

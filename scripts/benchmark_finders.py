@@ -143,8 +143,8 @@ def _score(case: Case, rate: float) -> float | None:
 
 def _build(case: Case, rate: float | None = None) -> tuple[Any, Any]:
     import dlblocks
+    from dlblocks.assembly import build_data, build_module
     from dlblocks.recipe import check
-    from dlblocks.training import build_data, build_module
 
     overrides = [f"data={case.data}", *MODELS[case.model], *OPTIMIZERS[case.optimizer], f"seed={case.seed}"]
     if rate is not None:

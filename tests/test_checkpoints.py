@@ -29,13 +29,16 @@ def test_the_previous_last_stays_and_a_damaged_one_is_left_aside(tmp_path: Path)
     last = tmp_path / "checkpoints" / "last.ckpt"
     write(last, 1)
     write(last, 2)
-    assert newest(tmp_path) == (last, [])
+    found, damaged = newest(tmp_path)
+    assert found is not None
+    assert (found.path, damaged) == (last, [])
     last.write_bytes(last.read_bytes()[:-100])
-    path, damaged = newest(tmp_path)
-    assert path == last.with_name("last-previous.ckpt")
+    found, damaged = newest(tmp_path)
+    assert found is not None
+    assert found.path == last.with_name("last-previous.ckpt")
     assert len(damaged) == 1
     assert str(last) in damaged[0]
-    assert read(path)["global_step"] == 1
+    assert found.content["global_step"] == 1
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 import dlblocks
+from dlblocks.assembly import build_data
 from dlblocks.data.format import DataFormat
 from dlblocks.data.split import split
 from dlblocks.data.table import Table
 from dlblocks.errors import UserError
 from dlblocks.recipe import check
 from dlblocks.registry import build
-from dlblocks.training import build_data
 
 QUICK = ("callbacks.progress_bar=null", "callbacks.model_summary=null", "trainer.max_epochs=2")
 TASKS = {

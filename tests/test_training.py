@@ -79,8 +79,8 @@ def test_the_run_folder_holds_everything(tmp_path: Path) -> None:
 def test_the_test_is_of_the_best_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.max_epochs=4", "scheduler=exponential", "scheduler.gamma=3")
     best = dlblocks.LitModule.load_from_checkpoint(result.best_checkpoint)
+    from dlblocks.assembly import build_data
     from dlblocks.recipe import check
-    from dlblocks.training import build_data
 
     data = build_data(check(dlblocks.compose()))
     x, y = next(iter(data.test_dataloader()))

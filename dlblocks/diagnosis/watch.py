@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,18 @@ class SignalWatch(Callback):
         self._means: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "means": self._means}
+        return {
+            "rows": self.rows,
+            "means": self._means,
+            "looks": self._looks,
+            "losses": self._losses,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._means = list(state_dict["rows"]), list(state_dict["means"])
+        self._looks, self._losses = list(state_dict["looks"]), list(state_dict["losses"])
+        self.findings = [Finding(**finding) for finding in state_dict["findings"]]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._layers = {name: module for name, module in pl_module.named_modules() if weighs(module)}

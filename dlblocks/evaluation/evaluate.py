@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from dlblocks.assembly import build_data
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError
 from dlblocks.loading import checkpoint_of, load, load_result
@@ -24,7 +25,6 @@ from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, finite, versions, write_atomically
 from dlblocks.tasks import Task
 from dlblocks.trainer import build_trainer
-from dlblocks.training import build_data
 
 if TYPE_CHECKING:
     import lightning as L

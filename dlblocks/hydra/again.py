@@ -39,7 +39,7 @@ def run_again(arguments: Sequence[str], say: Callable[[str], None]) -> int:
         return 1
     from rich.console import Console
 
-    from dlblocks.training import is_main_process
+    from dlblocks.trainer import is_main_process
 
     if is_main_process():
         Console().print(result.table())

@@ -117,7 +117,7 @@ class Jobs:
             return None
         from rich.console import Console
 
-        from dlblocks.training import is_main_process
+        from dlblocks.trainer import is_main_process
 
         if self.sweep:
             self.sweep.complete(result)

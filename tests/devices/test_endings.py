@@ -73,6 +73,18 @@ def in_training(cwd: Path, process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the other process by /proc")
+@pytest.mark.parametrize("which", ["main", "other"])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path, which: str) -> None:
+    process = start(tmp_path, "model.dropout=0.2", *ENDLESS)
+    child = in_training(tmp_path, process)
+    os.kill(child if which == "other" else process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert is_gone(child)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the other process by /proc")
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     process = start(tmp_path, *ENDLESS)
     child = in_training(tmp_path, process)

@@ -1,0 +1,81 @@
+"""The learning rate and the batch size of a recipe that leaves them to be found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from dlblocks.assembly import logged_every_epoch, normalises_alone
+from dlblocks.checkpoints import Checkpoint
+from dlblocks.data.module import TableDataModule
+from dlblocks.module import LitModule
+from dlblocks.recipe import Recipe
+from dlblocks.results import Result
+from dlblocks.trainer import is_main_process
+from dlblocks.tuning.batch_size import find_batch_size
+from dlblocks.tuning.finder import Choice, tell
+from dlblocks.tuning.learning_rate import find_lr
+from dlblocks.tuning.scaling import rescaled, rule_of
+
+
+def set_rate(
+    settings: Mapping[str, Any],
+    start: Checkpoint | None,
+    trainer: L.Trainer,
+    module: LitModule,
+    data: TableDataModule,
+    result: Result,
+) -> None:
+    """The rate for `optimizer.lr=auto`: that of the checkpoint, or what is found, which is shown and kept."""
+    if start is not None:
+        module.lr = start.content["hyper_parameters"]["optimizer"]["lr"]
+        return
+    choice = find_lr(trainer, module, data, **settings)
+    module.lr = result.chosen["optimizer.lr"] = choice.lr
+    _show(choice, result)
+
+
+def set_batch_size(
+    recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+) -> None:
+    """Find the size for `data.batch_size=auto`, show and keep it, and train with it."""
+    choice = find_batch_size(
+        trainer,
+        module,
+        data,
+        max_size=recipe.batches["max_size"],
+        effective=recipe.batches["effective"],
+        class_counts=list(data.class_counts.values()) or None,
+        allowed=lambda size: not normalises_alone(module, data, size),
+    )
+    data.batch_size = choice.size
+    trainer.accumulate_grad_batches = choice.accumulate
+    trainer.log_every_n_steps = logged_every_epoch(recipe.trainer, data)["log_every_n_steps"]  # type: ignore[attr-defined]
+    result.chosen["data.batch_size"] = choice.size
+    if recipe.batches["effective"] is not None:
+        result.chosen["trainer.accumulate_grad_batches"] = choice.accumulate
+    _show(choice, result)
+
+
+def _show(choice: Choice, result: Result) -> None:
+    """Picture, table and line of what was found."""
+    if is_main_process():
+        choice.save(result.folder)
+        tell(choice.explanation)
+
+
+def rescale(
+    reference: int, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
+) -> None:
+    """Let the rate follow the batch size, and say so."""
+    size = data.train_batch_size * trainer.accumulate_grad_batches
+    rule = rule_of(module.hparams["optimizer"]["name"])
+    before = module.lr
+    module.lr = result.chosen["optimizer.lr"] = rescaled(before, reference, size, rule)
+    if is_main_process():
+        tell(
+            f"learning rate {module.lr:.4g}: {before:g} was set for batches of {reference}, these have {size}; it"
+            f" follows their {'ratio' if rule == 'linear' else 'square root'} ({rule} rule)."
+        )
