@@ -47,12 +47,6 @@ def load_result(run: str | Path) -> Result:
         raise UserError(
             f"run={run}: has no result.json; it is not a run folder, or the run is not at its end."
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"run={run}: its result.json can't be read ({error}).") from error
-    if not isinstance(result.best_checkpoint, (str, type(None))) or not isinstance(result.chosen, dict):
-        raise UserError(
-            f"run={run}: its result.json can't be read (best_checkpoint or chosen is of another type)."
-        )
     _check_completed(result, run)
     return result
 

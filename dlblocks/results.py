@@ -11,8 +11,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dlblocks.errors import UserError
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _VERSIONED = ("dlblocks", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+STATUSES = ("running", "completed", "interrupted", "failed")
+# A result is a few kilobytes; a file beyond this is none, and is not read.
+_LARGEST = 2**24
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Result:
     main_metric: tuple[str, str] = ("", "max")
     best_checkpoint: str | None = None
     diagnosis: str = ""
-    chosen: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
     parameters: int = 0
     epochs: int = 0
     steps: int = 0
@@ -70,9 +75,31 @@ class Result:
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
-        """Read the result of a run folder."""
-        saved = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-        return cls(**{**saved, "main_metric": tuple(saved["main_metric"])})
+        """Read the result of a run folder. A number that was not finite is NaN; a field of a later version has its default.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UserError: damaged; names the field.
+        """
+        path = Path(folder) / "result.json"
+        saved = _read_object(path)
+        types = get_type_hints(cls)
+        for name, value in saved.items():
+            if name not in types:
+                raise UserError(f"{path}: damaged; a result has no field {name!r}.")
+            if not _fits(value, types[name]):
+                raise UserError(f"{path}: damaged; {name} must be of type {cls.__annotations__[name]}.")
+        for name, legal in (("folder", None), ("status", STATUSES)):
+            if name not in saved or (legal and saved[name] not in legal):
+                raise UserError(f"{path}: damaged; {name} must be {', '.join(legal) if legal else 'there'}.")
+        metric = tuple(saved.get("main_metric", cls.main_metric))
+        if metric[1] not in ("max", "min"):
+            raise UserError(f"{path}: damaged; main_metric must end in max or min.")
+        numbers = {
+            key: {name: nan if value is None else value for name, value in saved.get(key, {}).items()}
+            for key in ("metrics", "seconds", "chosen")
+        }
+        return cls(**{**saved, **numbers, "main_metric": metric})
 
     def table(self) -> Table:
         """The summary shown at the end of a run."""
@@ -95,6 +122,43 @@ class Result:
         table.add_row("time", f"{self.seconds.get('total', 0.0):.1f} s")
         table.add_row("run folder", escape(self.folder))
         return table
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that anyone may have written."""
+    try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ValueError(f"{size} bytes are too many")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: damaged; it must be an object.")
+    return saved
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether what JSON gave can stand in a field of this type. Null stands for a number that is not finite."""
+    if kind is Any:
+        return True
+    if kind is float:
+        return value is None or (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and _small(value)
+        )
+    arguments = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    return value is None if kind is NoneType else type(value) is kind
+
+
+def _small(number: float) -> bool:
+    return isinstance(number, float) or abs(number) < 2**1023
 
 
 def told(error: BaseException) -> str:

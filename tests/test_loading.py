@@ -182,7 +182,7 @@ def test_runs_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
     kept = '{"folder": "x", "main_metric": ["a", "max"], "status": "completed", "best_checkpoint": 5}'
     for content in ("", "[1, 2]", '{"folder": 1, "colour": "red"}', "\0\1", "[" * 100_000, kept):
         (tmp_path / "result.json").write_text(content)
-        with pytest.raises(UserError, match=r"its result\.json can't be read"):
+        with pytest.raises(UserError, match=r"result\.json: damaged"):
             dlblocks.load(tmp_path)
 
 

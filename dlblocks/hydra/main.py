@@ -129,8 +129,12 @@ class Jobs:
         """Show the table of a sweep; the exit code."""
         if self.sweep:
             self.sweep.show()
-            if self.panels:
-                _say(f"sweep picture: {self.sweep.draw(self.panels)}")
+            try:
+                if self.panels:
+                    _say(f"sweep picture: {self.sweep.draw(self.panels)}")
+            except UserError as error:
+                _say(f"error: {error}")
+                return code or 1
         if code == 0 and self.started == 0 and self.multirun:
             _say("error: the sweep expands to no job; a glob pattern in it matches no option.")
             return 1
