@@ -59,7 +59,7 @@ class Result:
     main_metric: tuple[str, str] = ("", "max")
     best_checkpoint: str | None = None
     diagnosis: str = ""
-    chosen: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
     parameters: int = 0
     epochs: int = 0
     steps: int = 0
@@ -83,12 +83,12 @@ class Result:
         """
         path = Path(folder) / "result.json"
         saved = _read_object(path)
-        types = get_type_hints(cls)
+        types = {**get_type_hints(cls), "chosen": dict[str, float]}
         for name, value in saved.items():
             if name not in types:
                 raise UserError(f"{path}: damaged; a result has no field {name!r}.")
             if not _fits(value, types[name]):
-                raise UserError(f"{path}: damaged; {name} must be of type {cls.__annotations__[name]}.")
+                raise UserError(f"{path}: damaged; {name} must be of type {_told_type(types[name])}.")
         for name, legal in (("folder", None), ("status", STATUSES)):
             if name not in saved or (legal and saved[name] not in legal):
                 raise UserError(f"{path}: damaged; {name} must be {', '.join(legal) if legal else 'there'}.")
@@ -155,6 +155,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     return value is None if kind is NoneType else type(value) is kind
+
+
+def _told_type(kind: Any) -> str:
+    return kind.__name__ if type(kind) is type else str(kind)
 
 
 def _small(number: float) -> bool:
