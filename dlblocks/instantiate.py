@@ -31,6 +31,8 @@ def instantiate(config: Mapping[str, Any], expected: type[T], where: str) -> T:
         UserError: no target, a target of another kind, or arguments that it refuses.
         MissingPackageError: the target needs a package that is not installed.
     """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}={config}: must be a mapping with a _target_.")
     target = config.get("_target_")
     cls = _class(target, where)
     if not (isinstance(cls, type) and issubclass(cls, expected)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -180,3 +183,27 @@ def test_recipes_that_would_take_all_memory_are_refused(
     with pytest.raises(UserError, match=rf"config\.yaml: damaged.*{message}"):
         read_recipe("")
     assert not Path("ran").exists()
+
+
+def test_a_sample_of_the_fuzz_ends_well() -> None:
+    """`python scripts/benchmark.py fuzz` has ten thousand of these cases."""
+    script = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+    command = [sys.executable, str(script), "fuzz", "--repeats", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "80 cases" in done.stdout
+    assert "other" in done.stdout
+
+
+def test_the_fuzz_would_tell_a_payload_that_ran(tmp_path: Path) -> None:
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    code = (
+        "import os, sys, torch, benchmark_fuzz as fuzz\n"
+        "fuzz.read = lambda path: torch.load(path, weights_only=False)\n"
+        "torch.save(fuzz.PAYLOADS[3], 'a.ckpt')\n"
+        "print(fuzz._end('a', lambda: fuzz.read('a.ckpt')), fuzz._end('b', lambda: 1 / 0))\n"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(scripts), *sys.path])}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["other", "other"], done.stderr

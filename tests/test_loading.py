@@ -231,6 +231,8 @@ def test_damaged_and_hostile_checkpoints_are_refused(wine: Path, tmp_path: Path)
         ({"model": {"name": "mlp", "width": 64}}, "weights don't fit"),
         ({"data_format": {"shape": [13]}}, "data_format"),
         ({"input_shape": "many"}, "no module can be built"),
+        ({"model": {"name": "mlp", "width": 60_000}}, "ask for over [0-9]+ numbers"),
+        ({"model": {"name": "mlp", "depth": 10**9}}, "ask for over [0-9]+ numbers"),
     ],
     ids=str,
 )
