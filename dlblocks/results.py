@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -47,6 +49,9 @@ class Result:
         steps: optimizer updates.
         seconds: time of each part of the run.
         versions: of Python and the packages that the numbers depend on.
+        revision: the git commit of the working directory, if it is in a repository.
+        modified: whether files that git follows differed from that commit.
+        recipe: the full config of the run, which `config.yaml` beside it holds too.
         error: what ended the run, if it did not complete.
     """
 
@@ -65,7 +70,16 @@ class Result:
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    modified: bool | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+
+    def describe(self, recipe: Mapping[str, Any]) -> None:
+        """Note what is needed to repeat the run: its recipe, versions, and the state of the working directory."""
+        self.recipe = dict(recipe)
+        self.versions = versions()
+        self.revision, self.modified = revision()
 
     def save(self) -> Path:
         """Write `result.json`, whole or not at all."""
@@ -175,11 +189,53 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
 
 
+def revision() -> tuple[str | None, bool | None]:
+    """The git commit of the working directory, and whether files that git follows differ from it; None and None where
+    there is no git, no repository, or no commit."""
+    # A program that the repository's own settings name is not started.
+    command = [
+        "git",
+        "-c",
+        "core.fsmonitor=false",
+        "status",
+        "--porcelain=v2",
+        "--branch",
+        "--untracked-files=no",
+    ]
+    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            command,
+            env=quiet,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None, None
+    lines = done.stdout.splitlines()
+    commits = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
+    if not commits or commits[0] == "(initial)":
+        return None, None
+    return commits[0], any(not line.startswith("#") for line in lines)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader or a crash never sees half of it."""
+    """Write a text file so that a reader, a crash or a full disk never sees half of it.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.errors import Interrupted, UserError
 from dlblocks.history import History
 from dlblocks.module import LitModule
+from dlblocks.moved import Moved
 from dlblocks.probing import probed
 from dlblocks.processes import rank
 from dlblocks.recipe import Recipe, check
-from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
+from dlblocks.results import Result, draw_curves, told, write_atomically, write_table
 from dlblocks.runs import new_folder, saved_recipe
 from dlblocks.seeds import derive
 from dlblocks.tasks import resolve
@@ -95,10 +96,12 @@ def _told(checked: Recipe, result: Result, start: Path | None = None) -> Result:
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result.error = told(error)
-        raise
-    finally:
         if is_main_process():
-            result.save()
+            with suppress(OSError):  # a full disk has ended the run, and is what is told
+                result.save()
+        raise
+    if is_main_process():
+        result.save()
     return result
 
 
@@ -117,8 +120,8 @@ def is_main_process() -> bool:
 def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitStack) -> None:
     folder = Path(result.folder)
     start_path = str(start) if start else recipe.run["ckpt_path"]
-    result.versions = versions()
     if is_main_process():
+        result.describe(recipe.plain)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", yaml.safe_dump(dict(recipe.plain), sort_keys=False))
 
@@ -139,6 +142,7 @@ def _train(recipe: Recipe, result: Result, start: Path | None, processes: ExitSt
             [
                 *build_callbacks(recipe.callbacks, words),
                 *_of_run(recipe),
+                *([Moved()] if start else []),
                 history,
                 Continuity(result.chosen),
                 stop,

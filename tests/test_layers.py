@@ -22,7 +22,7 @@ LAYERS = [
     ("initializers", "optimizers", "schedulers", "tasks", "shares"),
     ("models", "meter", "sharding", "compiling", "sync_batch_norm", "recomputing"),
     ("data",),
-    ("module", "recipe", "instantiate", "runs", "history", "checkpoints"),
+    ("module", "recipe", "instantiate", "runs", "history", "checkpoints", "moved"),
     ("trainer", "catalog", "watching"),
     ("diagnosis", "loading"),
     ("tuning", "continuity"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
@@ -111,7 +111,8 @@ class Jobs:
                 tell_main(message, folder)
                 return None
             if not (Path(folder) / "result.json").exists():
-                Result(folder, status="failed", error=told(error)).save()
+                with suppress(OSError):  # a full disk has ended the run, and is what is told
+                    Result(folder, status="failed", error=told(error)).save()
             say(f"error: {message}")
             if self.sweep:
                 self.sweep.fail(told(error))
