@@ -188,10 +188,10 @@ def test_recipes_that_would_take_all_memory_are_refused(
 def test_a_sample_of_the_fuzz_ends_well() -> None:
     """`python scripts/benchmark.py fuzz` has ten thousand of these cases."""
     script = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
-    command = [sys.executable, str(script), "fuzz", "--repeats", "400"]
+    command = [sys.executable, str(script), "fuzz", "--repeats", "300"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "80 cases" in done.stdout
+    assert "60 cases" in done.stdout
     assert "other" in done.stdout
 
 
