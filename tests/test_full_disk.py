@@ -114,15 +114,22 @@ def test_a_file_that_may_not_grow(tmp_path: Path, calm: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_result_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
-    # Enough for the config, too little for the result too.
+@pytest.mark.parametrize(
+    ("largest_file", "named", "left"),
+    [(2500, "run/checkpoints/", True), (300, "run/config.yaml", False)],
+    ids=["result with its recipe", "any result"],
+)
+def test_a_result_that_cannot_be_written_hides_nothing(
+    tmp_path: Path, largest_file: int, named: str, left: bool
+) -> None:
     words = [*RECIPE, EPOCHS, "diagnose=off", "hydra.run.dir=run", "hydra.output_subdir=null"]
-    failed = run(words, tmp_path, largest_file=2500)
+    failed = run(words, tmp_path, largest_file)
     assert failed.returncode == 1
-    check_message(failed.stderr, "run/checkpoints/", "File too large")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "checkpoints",
-        "config.yaml",
-        "hparams.yaml",
-        "metrics.csv",
-    }
+    check_message(failed.stderr, named, "File too large")
+    result = tmp_path / "run" / "result.json"
+    assert result.exists() == left
+    if left:
+        saved = json.loads(result.read_text())
+        assert saved["status"] == "failed"
+        assert named in saved["error"]
+    assert not [path for path in (tmp_path / "run").rglob(".*") if path.is_file()]
