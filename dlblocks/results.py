@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dlblocks.errors import UserError
+from dlblocks.revision import revision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,12 +84,14 @@ class Result:
     def save(self) -> Path:
         """Write `result.json`, whole or not at all."""
         path = Path(self.folder) / "result.json"
-        write_atomically(path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n")
+        write_atomically(
+            path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False, default=str) + "\n"
+        )
         return path
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
-        """Read the result of a run folder. A number that was not finite is NaN; a field of a later version has its default.
+        """Read the result of a run folder. A number that was not finite is NaN; a field that it lacks has its default.
 
         Raises:
             FileNotFoundError: there is none.
@@ -187,39 +189,6 @@ def told(error: BaseException) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
-
-
-def revision() -> tuple[str | None, bool | None]:
-    """The git commit of the working directory, and whether files that git follows differ from it; None and None where
-    there is no git, no repository, or no commit."""
-    # A program that the repository's own settings name is not started.
-    command = [
-        "git",
-        "-c",
-        "core.fsmonitor=false",
-        "status",
-        "--porcelain=v2",
-        "--branch",
-        "--untracked-files=no",
-    ]
-    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        done = subprocess.run(
-            command,
-            env=quiet,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=2,
-            check=True,
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None, None
-    lines = done.stdout.splitlines()
-    commits = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
-    if not commits or commits[0] == "(initial)":
-        return None, None
-    return commits[0], any(not line.startswith("#") for line in lines)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 
 # Each may import those above it, and its own.
 LAYERS = [
-    ("errors", "processes"),
+    ("errors", "processes", "revision"),
     ("records",),
     ("registry",),
     ("seeds", "results", "activations", "losses", "rules", "probing"),
@@ -39,6 +39,7 @@ HEAVY = {"torch", "lightning", "torchmetrics", "sklearn", "matplotlib", "numpy",
 LIGHT = [
     "errors",
     "processes",
+    "revision",
     "registry",
     "arguments",
     "factory",

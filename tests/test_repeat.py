@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dlblocks
 from dlblocks.recipe import check
-from dlblocks.results import Result, revision
+from dlblocks.results import Result
+from dlblocks.revision import revision
 from dlblocks.trainer import build_trainer
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
