@@ -143,6 +143,8 @@ class Result:
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file that anyone may have written."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         if (size := path.stat().st_size) > _LARGEST:
             raise ValueError(f"{size} bytes are too many")
         saved = json.loads(path.read_text(encoding="utf-8"))

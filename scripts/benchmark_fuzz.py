@@ -143,7 +143,12 @@ def _kinds(run: Path) -> dict[str, tuple[float, Callable[[random.Random], Callab
     def checkpoint(data: bytes, choose: random.Random) -> Callable[[], Any]:
         best.write_bytes(data)
         return choose.choice(
-            (lambda: read(best), lambda: dlblocks.load(best), lambda: dlblocks.load(run), lambda: newest(run))
+            (
+                lambda: read(best),
+                lambda: dlblocks.load(best),
+                lambda: dlblocks.load(run),
+                lambda: _newest(run),
+            )
         )
 
     def config(data: bytes) -> Callable[[], Any]:
@@ -176,6 +181,15 @@ def _kinds(run: Path) -> dict[str, tuple[float, Callable[[random.Random], Callab
         ),
         "curves.csv: bytes": (0.05, lambda c: saved("curves.csv", _bytes(curves, c))),
     }
+
+
+def _newest(run: Path) -> None:
+    """What `resume=` does to find where it goes on; the undamaged `last.ckpt` is always found."""
+    path, damaged = newest(run)
+    if path is None:
+        raise AssertionError("a whole checkpoint was not found")
+    if damaged:
+        raise UserError(damaged[0])
 
 
 def _begin(run: Path) -> None:

@@ -148,6 +148,21 @@ def test_bytes_of_any_kind_are_read_or_refused(tmp_path: Path, content: bytes) -
         assert refused is None or refused.startswith(f"{tmp_path}/{name}: damaged")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_and_a_device_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("result.json", "config.yaml", "curves.csv"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="it is no file"):
+        read_status(tmp_path)
+    with pytest.raises(UserError, match="has no config"):
+        read_recipe(tmp_path)
+    assert read_curves(tmp_path) == []
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "result.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is no file"):
+        Result.load(tmp_path)
+
+
 def test_curves_are_read_as_they_were_written_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     assert read_curves(tmp_path) == []

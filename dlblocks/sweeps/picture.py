@@ -98,7 +98,7 @@ def read_curves(folder: str | Path) -> list[dict[str, float]]:
         UserError: damaged; names the column and the line.
     """
     path = Path(folder) / "curves.csv"
-    if not path.exists():
+    if not path.is_file():
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
