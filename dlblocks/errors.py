@@ -29,18 +29,20 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
-def nearest(name: str, legal: Iterable[str], count: int = 3) -> list[str]:
+def nearest(name: object, legal: Iterable[str], count: int = 3) -> list[str]:
     """The legal names most like `name`, best first; empty if none is near."""
     import difflib
 
+    # A key of a file need not be text.
+    wanted = str(name).lower()
     by_lower = {candidate.lower(): candidate for candidate in legal}
     # Letters in another order, the commonest slip, count for little in difflib's measure.
-    swapped = [candidate for candidate in by_lower if sorted(candidate) == sorted(name.lower())]
-    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
+    swapped = [candidate for candidate in by_lower if sorted(candidate) == sorted(wanted)]
+    close = difflib.get_close_matches(wanted, by_lower, n=count, cutoff=0.6)
     return [by_lower[candidate] for candidate in dict.fromkeys((*swapped, *close))][:count]
 
 
-def did_you_mean(name: str, legal: Iterable[str]) -> str:
+def did_you_mean(name: object, legal: Iterable[str]) -> str:
     """`" Did you mean 'elu' or 'relu'?"`, or an empty string when no legal name is near."""
     found = nearest(name, legal)
     return f" Did you mean {' or '.join(repr(candidate) for candidate in found)}?" if found else ""

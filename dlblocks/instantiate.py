@@ -31,14 +31,21 @@ def instantiate(config: Mapping[str, Any], expected: type[T], where: str) -> T:
         UserError: no target, a target of another kind, or arguments that it refuses.
         MissingPackageError: the target needs a package that is not installed.
     """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}={config}: must be a mapping with a _target_.")
     target = config.get("_target_")
     cls = _class(target, where)
     if not (isinstance(cls, type) and issubclass(cls, expected)):
         raise UserError(f"{where}._target_={target}: refused, since it is not a {expected.__name__}.")
-    for nested in _targets({key: value for key, value in config.items() if key != "_target_"}):
-        if not str(nested).startswith(_NESTED):
+    for text in _texts(config):
+        if "${" in text:  # Hydra would fill it in after the targets were looked at
             raise UserError(
-                f"{where}: the nested _target_={nested} is refused; arguments may be built from"
+                f"{where}: {text!r} is refused; a recipe has no interpolation left when it is run."
+            )
+    for nested in _targets({key: value for key, value in config.items() if key != "_target_"}):
+        if not _harmless(nested, where):
+            raise UserError(
+                f"{where}: the nested _target_={nested} is refused; arguments may be built from classes of"
                 f" {', '.join(prefix + '*' for prefix in _NESTED)} only."
             )
     _check_types(cls, config, where)
@@ -78,12 +85,37 @@ def _class(target: Any, where: str) -> Any:
     if not isinstance(target, str) or "." not in target:
         raise UserError(f"{where}._target_={target}: must be the import path of a class, package.Class.")
     module, _, name = target.rpartition(".")
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise UserError(f"{where}._target_={target}: must be the import path of a class, package.Class.")
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{where}._target_={target}: {error}.") from error
     except AttributeError as error:
         raise UserError(f"{where}._target_={target}: {module} has no {name}.") from error
+    except Exception as error:  # of the module's own code
+        raise UserError(f"{where}._target_={target}: {module} can't be imported ({error}).") from error
+
+
+def _harmless(target: Any, where: str) -> bool:
+    """Whether a target is a class of the packages that arguments may come from. Its path alone doesn't say so: each of
+    their modules that imports `os` has an `os.system` too."""
+    if not str(target).startswith(_NESTED):
+        return False
+    cls = _class(target, where)
+    return isinstance(cls, type) and cls.__module__.startswith(_NESTED)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def _targets(value: Any) -> Iterator[Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dlblocks.checkpoints import read
 from dlblocks.errors import UserError
@@ -47,12 +50,6 @@ def load_result(run: str | Path) -> Result:
         raise UserError(
             f"run={run}: has no result.json; it is not a run folder, or the run is not at its end."
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"run={run}: its result.json can't be read ({error}).") from error
-    if not isinstance(result.best_checkpoint, (str, type(None))) or not isinstance(result.chosen, dict):
-        raise UserError(
-            f"run={run}: its result.json can't be read (best_checkpoint or chosen is of another type)."
-        )
     _check_completed(result, run)
     return result
 
@@ -103,10 +100,11 @@ def _module(content: Mapping[str, Any], where: str) -> LitModule:
             f"{where}: {', '.join(ready)} was given as a ready object, which no checkpoint holds."
             f" dlblocks.LitModule.load_from_checkpoint(path, {ready[0]}=...) takes it again."
         )
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{where}: damaged; its state_dict holds something else than tensors.")
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
+        raise UserError(f"{where}: damaged; its state_dict holds something else than named tensors.")
     try:
-        module = LitModule(**given)
+        with _no_larger_than(state):
+            module = LitModule(**given)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # values of any kind may stand in a damaged file
@@ -120,6 +118,27 @@ def _module(content: Mapping[str, Any], where: str) -> LitModule:
     except RuntimeError as error:
         raise UserError(f"{where}: its weights don't fit its hyper-parameters ({error}).") from error
     return module.eval()
+
+
+@contextmanager
+def _no_larger_than(state: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Refuse to build a net of far more numbers than a checkpoint holds. A parameter is registered before it is filled,
+    so that its memory is only claimed by then."""
+    held = sum(value.untyped_storage().nbytes() // value.element_size() for value in state.values())
+    registered = 0
+
+    def count(_: nn.Module, name: str, parameter: nn.Parameter | None) -> None:  # noqa: ARG001
+        nonlocal registered
+        registered += 0 if parameter is None else parameter.numel()
+        # Some are registered more than once while a net is built, or never saved.
+        if registered > 10 * held + 10**6:
+            raise UserError(f"its hyper-parameters ask for over {registered} numbers, and it holds {held}.")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_completed(result: Result, run: str | Path) -> None:

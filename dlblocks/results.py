@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -11,15 +12,21 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dlblocks.errors import UserError
+from dlblocks.revision import revision
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _VERSIONED = ("dlblocks", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+STATUSES = ("running", "completed", "interrupted", "failed")
+# A result is a few kilobytes; a file beyond this is none, and is not read.
+_LARGEST = 2**24
 
 
 @dataclass
@@ -42,6 +49,9 @@ class Result:
         steps: optimizer updates.
         seconds: time of each part of the run.
         versions: of Python and the packages that the numbers depend on.
+        revision: the git commit of the working directory, if it is in a repository.
+        modified: whether files that git follows differed from that commit.
+        recipe: the full config of the run, which `config.yaml` beside it holds too.
         error: what ended the run, if it did not complete.
     """
 
@@ -60,19 +70,52 @@ class Result:
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    modified: bool | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+
+    def describe(self, recipe: Mapping[str, Any]) -> None:
+        """Note what is needed to repeat the run: its recipe, versions, and the state of the working directory."""
+        self.recipe = dict(recipe)
+        self.versions = versions()
+        self.revision, self.modified = revision()
 
     def save(self) -> Path:
         """Write `result.json`, whole or not at all."""
         path = Path(self.folder) / "result.json"
-        write_atomically(path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n")
+        write_atomically(
+            path, json.dumps(finite(asdict(self)), indent=2, allow_nan=False, default=str) + "\n"
+        )
         return path
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
-        """Read the result of a run folder."""
-        saved = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-        return cls(**{**saved, "main_metric": tuple(saved["main_metric"])})
+        """Read the result of a run folder. A number that was not finite is NaN; a field that it lacks has its default.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UserError: damaged; names the field.
+        """
+        path = Path(folder) / "result.json"
+        saved = _read_object(path)
+        types = {**get_type_hints(cls), "chosen": dict[str, float]}
+        for name, value in saved.items():
+            if name not in types:
+                raise UserError(f"{path}: damaged; a result has no field {name!r}.")
+            if not _fits(value, types[name]):
+                raise UserError(f"{path}: damaged; {name} must be of type {_told_type(types[name])}.")
+        for name, legal in (("folder", None), ("status", STATUSES)):
+            if name not in saved or (legal and saved[name] not in legal):
+                raise UserError(f"{path}: damaged; {name} must be {', '.join(legal) if legal else 'there'}.")
+        metric = tuple(saved.get("main_metric", cls.main_metric))
+        if metric[1] not in ("max", "min"):
+            raise UserError(f"{path}: damaged; main_metric must end in max or min.")
+        numbers = {
+            key: {name: nan if value is None else value for name, value in saved.get(key, {}).items()}
+            for key in ("metrics", "seconds", "chosen")
+        }
+        return cls(**{**saved, **numbers, "main_metric": metric})
 
     def table(self) -> Table:
         """The summary shown at the end of a run."""
@@ -97,6 +140,49 @@ class Result:
         return table
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that anyone may have written."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ValueError(f"{size} bytes are too many")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: damaged; it must be an object.")
+    return saved
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether what JSON gave can stand in a field of this type. Null stands for a number that is not finite."""
+    if kind is Any:
+        return True
+    if kind is float:
+        return value is None or (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and _small(value)
+        )
+    arguments = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    return value is None if kind is NoneType else type(value) is kind
+
+
+def _told_type(kind: Any) -> str:
+    return kind.__name__ if type(kind) is type else str(kind)
+
+
+def _small(number: float) -> bool:
+    return isinstance(number, float) or abs(number) < 2**1023
+
+
 def told(error: BaseException) -> str:
     """An error in one text: a user's mistake in its own words, anything else with its kind."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -108,10 +194,19 @@ def versions() -> dict[str, str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader or a crash never sees half of it."""
+    """Write a text file so that a reader, a crash or a full disk never sees half of it.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dlblocks.errors import UserError
+from dlblocks.results import Result
+
+# A recipe has some hundred values in four levels; a file beyond these is none.
+_LARGEST, _MOST, _DEEPEST = 2**24, 100_000, 50
 
 
 def new_folder(root: str | Path, name: str) -> str:
@@ -64,12 +68,39 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder, since it has no config.yaml.")
     try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ValueError(f"{size} bytes are too many")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_extent(content)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: damaged; it must be a mapping, as `--cfg job` prints.")
     return content
+
+
+def _check_extent(content: Any) -> None:
+    """Refuse what a few aliases blow up to gigabytes as soon as it is printed, and what is nested without end.
+
+    Raises:
+        ValueError: says which.
+    """
+    level, count = [content], 0
+    for _ in range(_DEEPEST):
+        # Level by level, so that a list of itself ends too.
+        level = list(itertools.islice(itertools.chain.from_iterable(map(_inside, level)), _MOST))
+        if not level:
+            return
+        count += len(level)
+        if count >= _MOST:
+            raise ValueError(f"more than {_MOST} values")
+    raise ValueError(f"nested more than {_DEEPEST} deep")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def read_status(folder: str | Path) -> str | None:
@@ -78,16 +109,10 @@ def read_status(folder: str | Path) -> str | None:
     Raises:
         UserError: damaged.
     """
-    path = Path(folder) / "result.json"
-    if not path.exists():
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("status"), str):
-        raise UserError(f"{path}: damaged; it has no status.")
-    return str(content["status"])
+        return Result.load(folder).status
+    except FileNotFoundError:
+        return None
 
 
 def last_unfinished(root: str | Path) -> Path:

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from dlblocks.errors import Interrupted, UserError
 from dlblocks.finding import rescale, set_batch_size, set_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
+from dlblocks.moved import Moved
 from dlblocks.recipe import Recipe, check
-from dlblocks.results import Result, draw_curves, told, versions, write_atomically, write_table
+from dlblocks.results import Result, draw_curves, told, write_atomically, write_table
 from dlblocks.runs import new_folder, saved_recipe
 from dlblocks.seeds import derive
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
@@ -93,10 +94,12 @@ def _told(checked: Recipe, result: Result, start: Checkpoint | None = None) -> R
     except BaseException as error:
         result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result.error = told(error)
-        raise
-    finally:
         if is_main_process():
-            result.save()
+            with suppress(OSError):  # a full disk has ended the run, and is what is told
+                result.save()
+        raise
+    if is_main_process():
+        result.save()
     return result
 
 
@@ -112,8 +115,8 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
     resumed, given = start is not None, recipe.run["ckpt_path"]
     if given is not None and start is None:
         start = Checkpoint(Path(given), read(given, "ckpt_path="))
-    result.versions = versions()
     if is_main_process():
+        result.describe(recipe.plain)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", yaml.safe_dump(dict(recipe.plain), sort_keys=False))
 
@@ -134,6 +137,7 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
             [
                 *build_callbacks(recipe.callbacks, words),
                 *_of_run(recipe),
+                *([Moved()] if resumed else []),
                 history,
                 Continuity(result),
                 stop,

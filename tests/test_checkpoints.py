@@ -94,7 +94,7 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     choose = random.Random(0)
     write(tmp_path / "a.ckpt")
     (tmp_path / "config.yaml").write_text("seed: 0\ntrainer: {max_epochs: 3}\n")
-    (tmp_path / "result.json").write_text('{"status": "failed"}')
+    (tmp_path / "result.json").write_text('{"folder": "a", "status": "failed"}')
     files = {"a.ckpt": lambda: read(tmp_path / "a.ckpt")}
     files["config.yaml"] = lambda: read_recipe(tmp_path)
     files["result.json"] = lambda: read_status(tmp_path)  # type: ignore[assignment,return-value]

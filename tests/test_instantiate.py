@@ -36,6 +36,22 @@ def test_builds_what_is_asked_for() -> None:
             "nested _target_=os.getcwd",
         ),
         ({"_target_": f"{PACKAGE}.EarlyStopping", "monitor": [{"_target_": "os.getcwd"}]}, "nested _target_"),
+        (
+            {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": {"_target_": "dlblocks.results.os.getcwd"}},
+            "dlblocks.results is not a package|dlblocks.results.os",
+        ),
+        (
+            {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": {"_target_": "dlblocks.results.version"}},
+            "nested _target_=dlblocks.results.version",
+        ),
+        (
+            {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": {"_target_": "dlblocks.results.Path"}},
+            "nested _target_=dlblocks.results.Path",
+        ),
+        (
+            {"_target_": f"{PACKAGE}.EarlyStopping", "monitor": "${oc.create:{_target_: os.getcwd}}"},
+            "no interpolation left",
+        ),
     ],
 )
 def test_refusals_name_the_key(config: dict[str, Any], message: str) -> None:

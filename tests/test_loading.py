@@ -182,7 +182,7 @@ def test_runs_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
     kept = '{"folder": "x", "main_metric": ["a", "max"], "status": "completed", "best_checkpoint": 5}'
     for content in ("", "[1, 2]", '{"folder": 1, "colour": "red"}', "\0\1", "[" * 100_000, kept):
         (tmp_path / "result.json").write_text(content)
-        with pytest.raises(UserError, match=r"its result\.json can't be read"):
+        with pytest.raises(UserError, match=r"result\.json: damaged"):
             dlblocks.load(tmp_path)
 
 
@@ -231,6 +231,8 @@ def test_damaged_and_hostile_checkpoints_are_refused(wine: Path, tmp_path: Path)
         ({"model": {"name": "mlp", "width": 64}}, "weights don't fit"),
         ({"data_format": {"shape": [13]}}, "data_format"),
         ({"input_shape": "many"}, "no module can be built"),
+        ({"model": {"name": "mlp", "width": 60_000}}, "ask for over [0-9]+ numbers"),
+        ({"model": {"name": "mlp", "depth": 10**9}}, "ask for over [0-9]+ numbers"),
     ],
     ids=str,
 )

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dlblocks import processes
 from dlblocks.errors import UserError
+from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
 from dlblocks.recipe import check
 from dlblocks.results import Result
-from dlblocks.runs import last_unfinished, read_recipe
+from dlblocks.runs import last_unfinished, new_folder, read_recipe
 
 _WORDS = ("resume", "repeat")
 
@@ -19,23 +21,32 @@ def asked(arguments: Sequence[str]) -> bool:
     return any(word.partition("=")[0] in _WORDS and "=" in word for word in arguments)
 
 
-def run_again(arguments: Sequence[str], say: Callable[[str], None]) -> int:
+def run_again(arguments: Sequence[str]) -> int:
     """Resume or repeat a run; the exit code.
 
     `resume=<run folder>`, or `resume=last` for the newest unfinished run under `root`, goes on in the folder; only
     `trainer.max_epochs` can be raised. `repeat=<run folder>` trains its recipe again in a new folder under `root`.
+    `debug=true` shows tracebacks.
 
     Args:
         arguments: of the command line.
-        say: tells the user a line.
     """
+    folder = ""
     try:
-        result = _run(_settings(arguments))
+        settings = _settings(arguments)
+        folder, run = _repetition(settings) if "repeat" in settings else _continuation(settings)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        result = run()
     except KeyboardInterrupt as error:
         say("interrupted")
         return int(getattr(error, "code", 130))
-    except (UserError, OSError) as error:
-        say(f"error: {error}")
+    except Exception as error:
+        message = message_of(error, folder, debug_asked(arguments))
+        if processes.rank():
+            tell_main(message, folder)
+        else:
+            say(f"error: {message}")
         return 1
     from rich.console import Console
 
@@ -46,15 +57,19 @@ def run_again(arguments: Sequence[str], say: Callable[[str], None]) -> int:
     return 0
 
 
-def _run(settings: dict[str, str]) -> Result:
-    if "repeat" in settings:
-        recipe = read_recipe(settings["repeat"])
-        recipe |= {"root": settings["root"]} if "root" in settings else {}
-        check(recipe)
-        from dlblocks.training import train
+def _repetition(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
+    """The new folder of a run that is repeated, and what trains it."""
+    recipe = read_recipe(settings["repeat"])
+    recipe |= {"root": settings["root"]} if "root" in settings else {}
+    checked = check(recipe)
+    from dlblocks.training import train
 
-        _hush()
-        return train(recipe)
+    folder = new_folder(checked.run["root"], checked.run["name"])
+    return folder, lambda: train(recipe, folder)
+
+
+def _continuation(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
+    """The folder of a run that goes on, and what trains it."""
     folder = settings["resume"]
     if folder == "last":
         folder = str(last_unfinished(settings.get("root", "runs")))
@@ -65,8 +80,7 @@ def _run(settings: dict[str, str]) -> Result:
         raise UserError(f"resume={folder}: no such folder.")
     from dlblocks.training import resume
 
-    _hush()
-    return resume(folder, None if epochs is None else int(epochs))
+    return folder, lambda: resume(folder, None if epochs is None else int(epochs))
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, str]:
@@ -77,20 +91,20 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{word}: can't stand beside resume= or repeat=.")
         given[key] = value
     word = "repeat" if "repeat" in given else "resume"
-    legal = {"resume": ("resume", "root", "trainer.max_epochs"), "repeat": ("repeat", "root")}[word]
+    legal = {
+        "resume": ("resume", "root", "trainer.max_epochs", "debug"),
+        "repeat": ("repeat", "root", "debug"),
+    }[word]
     for key, value in given.items():
         if key not in legal:
             raise UserError(
                 f"{key}={value}: {word}={given[word]} has its own recipe, config.yaml in the run folder. It can be"
                 f" given with {', '.join(legal[1:])} only."
             )
+    if given.get("debug", "true").lower() not in ("true", "false"):
+        raise UserError(f"debug={given['debug']}: must be true or false.")
     if "root" in given and word == "resume" and given["resume"] != "last":
         raise UserError(
             f"root={given['root']}: has no effect, since resume names the folder; use resume=last."
         )
     return given
-
-
-def _hush() -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)

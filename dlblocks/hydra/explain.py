@@ -26,7 +26,7 @@ def explain(error: Exception, arguments: Sequence[str], config_path: str, config
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read as key=value."
     if (cause := _system_error(error)) is not None:
-        return f"{cause.filename}: {cause.strerror}."
+        return f"{cause.filename or 'the run folder'}: {cause.strerror}."
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError)):
         try:
             if found := _wrong_override(arguments, config_path, config_name):

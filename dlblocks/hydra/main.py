@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlblocks import processes
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
+from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
 from dlblocks.hydra.plain import plain
 from dlblocks.recipe import check
 from dlblocks.results import Result, told
@@ -42,7 +43,7 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
     from dlblocks.hydra.again import asked, run_again
 
     if asked(sys.argv[1:]):
-        return run_again(sys.argv[1:], _say)
+        return run_again(sys.argv[1:])
     register()
     _share_config_store()
     if processes.rank() and processes.starter() is None:
@@ -56,15 +57,15 @@ def main(config_path: str | Path = PACKAGED_CONF, config_name: str = "train") ->
         with _errors_come_through():
             application()
     except KeyboardInterrupt as error:
-        _say("interrupted")
+        say("interrupted")
         return jobs.finish(getattr(error, "code", 130))
     except Exception as error:
-        if _debug_asked():
+        if debug_asked(sys.argv[1:]):
             traceback.print_exc()
         else:
             from dlblocks.hydra.explain import explain
 
-            _say(f"error: {explain(error, sys.argv[1:], str(config_path), config_name)}")
+            say(f"error: {explain(error, sys.argv[1:], str(config_path), config_name)}")
         return jobs.finish(1)
     return jobs.finish(0)
 
@@ -105,13 +106,14 @@ class Jobs:
             raise
         except Exception as error:
             self.failed = True
-            message = _message(error, folder, bool(config.get("debug")))
+            message = message_of(error, folder, bool(config.get("debug")))
             if processes.rank():
-                _tell_main(message, folder)
+                tell_main(message, folder)
                 return None
             if not (Path(folder) / "result.json").exists():
-                Result(folder, status="failed", error=told(error)).save()
-            _say(f"error: {message}")
+                with suppress(OSError):  # a full disk has ended the run, and is what is told
+                    Result(folder, status="failed", error=told(error)).save()
+            say(f"error: {message}")
             if self.sweep:
                 self.sweep.fail(told(error))
             return None
@@ -129,10 +131,14 @@ class Jobs:
         """Show the table of a sweep; the exit code."""
         if self.sweep:
             self.sweep.show()
-            if self.panels:
-                _say(f"sweep picture: {self.sweep.draw(self.panels)}")
+            try:
+                if self.panels:
+                    say(f"sweep picture: {self.sweep.draw(self.panels)}")
+            except UserError as error:
+                say(f"error: {error}")
+                return code or 1
         if code == 0 and self.started == 0 and self.multirun:
-            _say("error: the sweep expands to no job; a glob pattern in it matches no option.")
+            say("error: the sweep expands to no job; a glob pattern in it matches no option.")
             return 1
         return code or int(self.failed)
 
@@ -175,26 +181,6 @@ def _train(config: DictConfig, folder: str) -> Result:
     return train(recipe, folder)
 
 
-def _tell_main(message: str, folder: str) -> None:
-    """What ended one of several processes: told by the main one if that started it, else here."""
-    if processes.starter() != os.getppid():  # another program started it, or the main one is gone
-        _say(f"error: rank {processes.rank()}: {message}")
-    else:
-        processes.leave_message(folder, message)
-
-
-def _message(error: Exception, folder: str, debug: bool) -> str:
-    if debug:
-        return "".join(traceback.format_exception(error))
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or folder}: {error.strerror or error}"
-    path = Path(folder) / "traceback.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"{told(error)}. The traceback is in {path}; debug=true shows it."
-
-
 @contextmanager
 def _errors_come_through() -> Iterator[None]:
     """Let Hydra raise its errors instead of printing them, so that they can be explained."""
@@ -207,14 +193,3 @@ def _errors_come_through() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _debug_asked() -> bool:
-    return any(argument.lower() == "debug=true" for argument in sys.argv[1:])
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    style = "bold red" if text.startswith("error") else None
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)

@@ -9,6 +9,8 @@ from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlblocks.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -89,13 +91,41 @@ def _draw_curves(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
         axes.set_xscale("log")
 
 
-def _curve(run: Drawn, panel: Panel) -> list[tuple[float, float]]:
-    path = Path(run.folder) / "curves.csv"
-    if not path.exists():
+def read_curves(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of the `curves.csv` of a run, without empty cells; none if there is no such file.
+
+    Raises:
+        UserError: damaged; names the column and the line.
+    """
+    path = Path(folder) / "curves.csv"
+    if not path.is_file():
         return []
-    with path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [(float(row[panel.x]), float(row[panel.y])) for row in rows if row.get(panel.y)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return [_numbered(row, f"{path}: damaged; line {reader.line_num}") for row in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
+
+
+def _numbered(row: Mapping[str | None, Any], where: str) -> dict[str, float]:
+    numbers = {}
+    for column, text in row.items():
+        try:
+            if column is None or text is None:
+                raise ValueError
+            if text:
+                numbers[column] = float(text)
+        except ValueError:
+            told = "has another number of cells" if None in (column, text) else f"{column} must be a number"
+            raise UserError(f"{where} {told}.") from None
+    if absent := [key for key in ("epoch", "step") if key not in numbers]:
+        raise UserError(f"{where} has no {absent[0]}.")
+    return numbers
+
+
+def _curve(run: Drawn, panel: Panel) -> list[tuple[float, float]]:
+    return [(row[panel.x], row[panel.y]) for row in read_curves(run.folder) if {panel.x, panel.y} <= set(row)]
 
 
 def _draw_finals(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:

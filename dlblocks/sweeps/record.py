@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlblocks.errors import UserError
 from dlblocks.results import Result, write_table
 from dlblocks.sweeps.picture import Drawn, Panel, draw
 
@@ -56,7 +58,8 @@ class SweepRecord:
         """The run that began last has ended without a result."""
         run = self._runs[-1]
         run.status, run.error = status, error
-        if (Path(run.folder) / "result.json").exists():
+        # The run itself has failed, perhaps on a disk that is full; its result may not be there, or not whole.
+        with contextlib.suppress(FileNotFoundError, UserError):
             run.said = Result.load(run.folder).diagnosis
         self._save()
 

@@ -1,0 +1,55 @@
+"""How a run that fails is told: one message, and the traceback in a file."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlblocks import processes
+from dlblocks.errors import UserError
+from dlblocks.results import told
+
+
+def say(text: str) -> None:
+    """A line to the user, on standard error."""
+    from rich.console import Console
+
+    style = "bold red" if text.startswith("error") else None
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)
+
+
+def debug_asked(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for tracebacks."""
+    return any(argument.lower() == "debug=true" for argument in arguments)
+
+
+def message_of(error: Exception, folder: str, debug: bool) -> str:
+    """What ended a run. The traceback of what is no mistake of the user goes to `traceback.txt`.
+
+    Args:
+        error: that ended it.
+        folder: of the run.
+        debug: give the traceback itself.
+    """
+    if debug:
+        return "".join(traceback.format_exception(error))
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or folder}: {error.strerror or error}"
+    path = Path(folder) / "traceback.txt"
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as full:
+        return f"{told(error)}. {path} can't be written ({full.strerror or full}); debug=true shows the traceback."
+    return f"{told(error)}. The traceback is in {path}; debug=true shows it."
+
+
+def tell_main(message: str, folder: str) -> None:
+    """What ended one of several processes: told by the main one if that started it, else here."""
+    if processes.starter() != os.getppid():  # another program started it, or the main one is gone
+        say(f"error: rank {processes.rank()}: {message}")
+    else:
+        processes.leave_message(folder, message)

@@ -1,0 +1,224 @@
+"""Files that others wrote, damaged in any way: read, or refused by one error that names the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlblocks.errors import UserError
+from dlblocks.results import STATUSES, Result
+from dlblocks.runs import read_recipe, read_status
+from dlblocks.sweeps.picture import read_curves
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+LAUGHS = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
+WHOLE: dict[str, Any] = {
+    "folder": "runs/a",
+    "status": "completed",
+    "seed": 1,
+    "task": "binary",
+    "metrics": {"val/loss": 0.5},
+    "tested_epoch": 3,
+    "main_metric": ["val/auroc", "max"],
+    "best_checkpoint": "runs/a/checkpoints/best.ckpt",
+    "diagnosis": "trains",
+    "chosen": {"optimizer.lr": 0.1},
+    "parameters": 10,
+    "epochs": 4,
+    "steps": 8,
+    "seconds": {"fit": 1.5},
+    "versions": {"torch": "2"},
+    "error": None,
+}
+
+
+def write(folder: Path, content: Any) -> None:
+    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def refusal(reading: Callable[[Path], object], folder: Path) -> str | None:
+    """The message of the one error that may come."""
+    try:
+        reading(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@SAME_FOLDER
+@given(
+    status=st.sampled_from(STATUSES),
+    metrics=st.dictionaries(ANY_TEXT, st.floats()),
+    seed=st.integers(),
+    best=st.none() | ANY_TEXT,
+    chosen=st.dictionaries(ANY_TEXT, st.floats(allow_nan=False, allow_infinity=False) | st.integers()),
+    error=st.none() | ANY_TEXT,
+)
+def test_every_result_is_read_back(
+    tmp_path: Path, status: str, metrics: dict[str, float], seed: int, best: Any, chosen: Any, error: Any
+) -> None:
+    result = Result(
+        str(tmp_path), status, seed, metrics=metrics, best_checkpoint=best, chosen=chosen, error=error
+    )
+    result.save()
+    again = Result.load(tmp_path)
+    kept = {name: value if math.isfinite(value) else math.nan for name, value in metrics.items()}
+    assert repr(again.metrics) == repr(kept)
+    again.metrics = result.metrics
+    assert again == result
+    assert read_status(tmp_path) == status
+
+
+@SAME_FOLDER
+@given(name=st.sampled_from([field.name for field in fields(Result)]), value=PLAIN)
+def test_a_field_of_another_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    write(tmp_path, {**WHOLE, name: value})
+    refused = refusal(Result.load, tmp_path)
+    if refused is not None:
+        assert refused.startswith(f"{tmp_path}/result.json: damaged; {name} ")
+        return
+    loaded = Result.load(tmp_path)
+    # What was taken is of the type that the field of a whole one has.
+    assert isinstance(getattr(loaded, name), (type(getattr(Result(""), name)), str, type(None)))
+    loaded.table()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", True),
+        ("seed", 1.0),
+        ("steps", "8"),
+        ("metrics", {"val/loss": "0.5"}),
+        ("metrics", {"val/loss": 10**400}),
+        ("metrics", [0.5]),
+        ("main_metric", ["val/auroc"]),
+        ("main_metric", ["val/auroc", "most"]),
+        ("best_checkpoint", 5),
+        ("chosen", None),
+        ("versions", {"torch": 2}),
+        ("status", "done"),
+        ("colour", "red"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
+    write(tmp_path, {**WHOLE, name: value})
+    with pytest.raises(UserError, match=rf"result\.json: damaged; .*{name}"):
+        Result.load(tmp_path)
+
+
+def test_a_whole_one_is_read_and_a_field_of_a_later_version_may_be_absent(tmp_path: Path) -> None:
+    write(tmp_path, WHOLE)
+    assert Result.load(tmp_path).metrics == {"val/loss": 0.5}
+    write(tmp_path, {"folder": "a", "status": "failed"})
+    assert Result.load(tmp_path) == Result("a", "failed")
+    write(tmp_path, {"status": "failed"})
+    with pytest.raises(UserError, match="folder must be there"):
+        Result.load(tmp_path)
+
+
+@SAME_FOLDER
+@given(content=st.binary(max_size=60))
+def test_bytes_of_any_kind_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    files: dict[str, Callable[[Path], object]] = {
+        "result.json": Result.load,
+        "config.yaml": read_recipe,
+        "curves.csv": read_curves,
+    }
+    for name, reading in files.items():
+        (tmp_path / name).write_bytes(content)
+        refused = refusal(reading, tmp_path)
+        assert refused is None or refused.startswith(f"{tmp_path}/{name}: damaged")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_and_a_device_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("result.json", "config.yaml", "curves.csv"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="it is no file"):
+        read_status(tmp_path)
+    with pytest.raises(UserError, match="has no config"):
+        read_recipe(tmp_path)
+    assert read_curves(tmp_path) == []
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "result.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="it is no file"):
+        Result.load(tmp_path)
+
+
+def test_curves_are_read_as_they_were_written_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    assert read_curves(tmp_path) == []
+    path.write_text("epoch,step,val/loss\n0,5,0.25\n1,10,\n")
+    assert read_curves(tmp_path) == [{"epoch": 0, "step": 5, "val/loss": 0.25}, {"epoch": 1, "step": 10}]
+    for row, message in (
+        ("1,10,x", "line 3 val/loss must be a number"),
+        ("1,10", "line 3 has another number"),
+        ("1,10,1,1", "line 3 has another number"),
+        (",10,1", "line 3 has no epoch"),
+    ):
+        path.write_text(f"epoch,step,val/loss\n0,5,0.25\n{row}\n")
+        with pytest.raises(UserError, match=message):
+            read_curves(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: !!python/object/apply:os.system [touch ran]", "could not determine a constructor"),
+        ("a0: &a0 x\n" + LAUGHS, "more than 100000 values"),
+        ("a: &a [*a]", "nested more than 50 deep"),
+        ("[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("[" * 5000 + "]" * 5000, "recursion"),
+    ],
+    ids=["tag", "laughs", "itself", "deep", "deeper"],
+)
+def test_recipes_that_would_take_all_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.yaml: damaged.*{message}"):
+        read_recipe("")
+    assert not Path("ran").exists()
+
+
+def test_a_sample_of_the_fuzz_ends_well() -> None:
+    """`python scripts/benchmark.py fuzz` has ten thousand of these cases."""
+    script = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+    command = [sys.executable, str(script), "fuzz", "--repeats", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "60 cases" in done.stdout
+    assert "other" in done.stdout
+
+
+def test_the_fuzz_would_tell_a_payload_that_ran(tmp_path: Path) -> None:
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    code = (
+        "import os, sys, torch, benchmark_fuzz as fuzz\n"
+        "fuzz.read = lambda path: torch.load(path, weights_only=False)\n"
+        "torch.save(fuzz.PAYLOADS[3], 'a.ckpt')\n"
+        "print(fuzz._end('a', lambda: fuzz.read('a.ckpt')), fuzz._end('b', lambda: 1 / 0))\n"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(scripts), *sys.path])}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["other", "other"], done.stderr
