@@ -23,8 +23,8 @@ def train(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TRAIN, *words], check=False, capture_output=True, text=True)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "checkpoints" / "last.ckpt"
+def weights(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
     content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return content
 
@@ -47,14 +47,22 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code", "settings"),
+    [
+        (signal.SIGTERM, 143, []),
+        (signal.SIGINT, 130, []),
+        (signal.SIGKILL, -9, []),
+        (signal.SIGKILL, -9, ["callbacks.last_checkpoint.every_n_train_steps=5"]),
+    ],
 )
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    tmp_path: Path, calm: Path, number: signal.Signals, code: int
+    tmp_path: Path, calm: Path, number: signal.Signals, code: int, settings: list[str]
 ) -> None:
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(
-        [*TRAIN, *RECIPE, f"hydra.run.dir={stopped}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*TRAIN, *RECIPE, *settings, f"hydra.run.dir={stopped}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not (stopped / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.005)
@@ -63,8 +71,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     if code > 0:
         assert result(stopped)["status"] == "interrupted"
     assert train(f"resume={stopped}").returncode == 0
-    ours, theirs = weights(stopped), weights(calm)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for checkpoint in ("best",) if settings else ("best", "last"):
+        ours, theirs = weights(stopped, checkpoint), weights(calm, checkpoint)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     # Also those of the epoch in whose middle it was stopped.
     assert curves(stopped) == curves(calm)
     assert result(stopped)["diagnosis"] == result(calm)["diagnosis"] != ""
