@@ -247,9 +247,8 @@ def _check_start(start: Checkpoint, module: LitModule) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that are no news to the user: the CSV logger finds the run folder, which
-    holds the config already; a run that goes on from a checkpoint writes its own into its own folder, or goes on
-    in one that has some; and
-    Lightning uses a name that torch is about to rename."""
+    holds the config already; a run that goes on from a checkpoint writes its own into its own folder, or
+    goes on in one that has some; and Lightning uses a name that torch is about to rename."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Experiment logs directory")
         warnings.filterwarnings("ignore", "The dirpath has changed")
