@@ -23,7 +23,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch.distributed import DistNetworkError, DistStoreError
 
 from dlblocks.errors import UserError
-from dlblocks.processes import STARTER, rank, starter, taken_message
+from dlblocks.processes import JOINED, STARTER, rank, starter, taken_message
 
 # Seconds: between two looks at the others, and for a process to find out by itself.
 _LOOK, _GRACE = 0.2, 3.0
@@ -34,16 +34,18 @@ _LOST = ("connection closed", "connection reset", "socket closed", "broken pipe"
 class Launcher(_SubprocessScriptLauncher):
     """Starts the other processes as Lightning's does, but without the observer that kills this one."""
 
+    folder = Path()
+
     def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("trainer", None)
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not environment.creates_processes_externally:
-            os.environ[STARTER] = str(os.getpid())
+            os.environ |= {STARTER: str(os.getpid()), JOINED: str(self.folder)}
             try:
                 self._call_children_scripts()
             finally:
-                del os.environ[STARTER]
+                del os.environ[STARTER], os.environ[JOINED]
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
@@ -67,6 +69,7 @@ def together(trainer: pl.Trainer, folder: Path, last_words: Callable[[str], None
         return
     given = strategy.launcher
     launcher = Launcher(given.cluster_environment, given.num_processes, given.num_nodes)
+    launcher.folder = folder
     strategy._launcher = launcher
     done = threading.Event()
 

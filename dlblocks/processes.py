@@ -7,6 +7,8 @@ from pathlib import Path
 
 # The id of the process that started this one to train with it.
 STARTER = "DLBLOCKS_STARTED_BY"
+# The run folder of that process, which this one joins.
+JOINED = "DLBLOCKS_RUN_FOLDER"
 # Set by torchrun, by Lightning in the processes that it starts, by Slurm, and by hand on each machine.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
 
@@ -24,6 +26,11 @@ def started_outside() -> int:
 def starter() -> int | None:
     """The id of the process that started this one to train with it; None if this is the main one."""
     return int(os.environ[STARTER]) if STARTER in os.environ else None
+
+
+def joined_folder() -> str | None:
+    """The run folder of the process that started this one to train with it; None if this is the main one."""
+    return os.environ.get(JOINED)
 
 
 def leave_message(folder: str | Path, text: str) -> None:

@@ -28,6 +28,7 @@ from dlblocks.finding import rescale, set_batch_size, set_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.moved import Moved
+from dlblocks.processes import joined_folder
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, write_atomically, write_table
 from dlblocks.runs import new_folder, saved_recipe
@@ -51,7 +52,8 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
     """
     checked = check(recipe)
     run = checked.run
-    result = Result(folder=str(folder or new_folder(run["root"], run["name"])), seed=run["seed"])
+    folder = folder or joined_folder() or new_folder(run["root"], run["name"])
+    result = Result(folder=str(folder), seed=run["seed"])
     if is_main_process() and (Path(result.folder) / "result.json").exists():
         raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
     return _told(checked, result)

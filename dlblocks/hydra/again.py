@@ -64,7 +64,7 @@ def _repetition(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
     checked = check(recipe)
     from dlblocks.training import train
 
-    folder = new_folder(checked.run["root"], checked.run["name"])
+    folder = processes.joined_folder() or new_folder(checked.run["root"], checked.run["name"])
     return folder, lambda: train(recipe, folder)
 
 
@@ -72,7 +72,7 @@ def _continuation(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
     """The folder of a run that goes on, and what trains it."""
     folder = settings["resume"]
     if folder == "last":
-        folder = str(last_unfinished(settings.get("root", "runs")))
+        folder = processes.joined_folder() or str(last_unfinished(settings.get("root", "runs")))
     epochs = settings.get("trainer.max_epochs")
     if epochs is not None and not epochs.isdecimal():
         raise UserError(f"trainer.max_epochs={epochs}: must be a whole number.")
