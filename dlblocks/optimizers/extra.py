@@ -34,6 +34,9 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         "ASGD": "its rate comes from differences of norms, not norms of differences; dlblocks has its own, adgd",
         "AdaGO": "divides by the sum of squared norms instead of its root",
         "Ranger": "its first steps, before the variance is known, go up the gradient",
+        "EmoFact": "takes the sign of a matrix's gradient after the division, so that its averages have no effect",
+        "DAdaptAdan": "averages fourth powers of the gradient: gradients of ten times the size make steps of a tenth",
+        "SCIONLight": "keeps its average in the gradients, which a training loop clears before each backward pass",
         "SRMM": "its first step does not depend on lr or the gradient",
         "A2Grad": "has no effective lr",
         "AliG": "has no lr: the loss sets it",
@@ -195,7 +198,9 @@ BLOCKS: tuple[Block, ...] = (
            Param("kappa", 1000.0, "float", "ratio of the long to the short step", "(0, inf)"),
            Param("xi", 10.0, "float", "statistical advantage", "(0, inf)"),
            Param("constant", 0.7, "float", "any number below 1", "(0, 1)"),
-           lr=1e-3, weight_decay=0.0, aliases=("accsgd",), elementwise=True),
+           lr=1e-3, weight_decay=0.0, aliases=("accsgd",), elementwise=True,
+           formula="a = constant^2 xi / kappa, b_0 = theta; b_t = (1 - a) b_(t-1) + a (theta - lr kappa / constant"
+           " g); theta = (constant (theta - lr g) + a b_t) / (constant + a)"),
     _entry("sgd_sai", "SGDSaI", "Momentum whose rate in each tensor is set once, by its gradient's signal to noise.",
            "Xu et al. 2024, arXiv:2412.11768", lr=1e-2, momentum=0.9, weight_decay=0.01, weight_decouple=True,
            eps=1e-8, aliases=("sgdsai",),
@@ -207,7 +212,10 @@ BLOCKS: tuple[Block, ...] = (
            Param("ps", 1e-8, "float", "strength of the prior", "(0, inf)"),
            Param("tau1", 0.81, "float", "remembering of the first rate", "(0, inf)"),
            Param("tau2", 0.9, "float", "remembering of the second rate", "(0, inf)"),
-           lr=0.1, weight_decay=0.0, weight_decouple=True, eps=1e-8, elementwise=True),
+           lr=0.1, weight_decay=0.0, weight_decouple=True, eps=1e-8, elementwise=True,
+           formula="m_t = (h m_(t-1) + s g) / (s + h), q = m_t^2 + s h / (s + h); s, h: averages of 2 ps + q - 2 m_t"
+           " m_(t-1) + m_(t-1)^2 and 2 ps ghattg + q - 2 m_t g + g^2 of weights t^(-tau1) and t^(-tau2), over 2 ps"
+           " + 1.0001; theta -= lr * m_t / (sqrt(q) + eps)"),
     _entry("signum", "SignSGD", "Steps of lr along the sign of the momentum; sign SGD with momentum=0.",
            "Bernstein et al. 2018, arXiv:1802.04434", lr=1e-3, momentum=0.9, weight_decay=0.0,
            weight_decouple=True, aliases=("sign_sgd", "signsgd"), elementwise=True,
@@ -306,7 +314,10 @@ BLOCKS: tuple[Block, ...] = (
            Param("ratio_min", 1e-4, "float", "least ratio of weights to gradient", "[0, inf)"),
            Param("tau", 1.0, "float", "temperature of the weights of rows and columns", "(0, inf)"),
            lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, weight_decouple=True, fixed_decay=False, eps1=1e-6,
-           eps2=1e-10),
+           eps2=1e-10,
+           formula="g' = g max(|theta| / |g|, ratio_min); m_t, v_t: averages of g' and (g' - m_t)^2, of a matrix kept as"
+           " products of rows and columns, m_t then nearer to g' where v_t is large; theta -= lr * (beta_1 m_t + (1 -"
+           " beta_1) g') / sqrt(v_t / (1 - beta_2^t) + eps1)"),
     _entry("racs", "RACS", "SGD scaled by rows and columns.", "Gong et al. 2025, arXiv:2502.07752",
            Param("alpha", 0.05, "float", "factor of the update", "(0, inf)"),
            Param("gamma", 1.01, "float", "largest growth of the update's norm", "[1, inf)"),
@@ -317,7 +328,9 @@ BLOCKS: tuple[Block, ...] = (
            "pytorch-optimizer 4.1",
            Param("centralize", True, "bool", "take the mean out of each slice of g"),
            Param("stabilize", True, "bool", "mix in the mean range"),
-           lr=1e-3, weight_decay=1e-4, weight_decouple=False, fixed_decay=False),
+           lr=1e-3, weight_decay=1e-4, weight_decouple=False, fixed_decay=False,
+           formula="g' = g - its mean in each row; r = |max g'| - min g' of the row, r' = r + std(r) / (mean(r) + std(r))"
+           " * (mean(r) - r); theta -= lr * g' / r'; of a vector g / (|max g| - min g)"),
     # Adam and its kin.
     _entry("adabelief", "AdaBelief", "Adam with the variance of the gradient about its average as the second moment.",
            "Zhuang et al. 2020, arXiv:2010.07468",
@@ -398,17 +411,25 @@ BLOCKS: tuple[Block, ...] = (
            Param("k", 2, "int", "projections in a step", "[0, inf)"),
            Param("xi", 1e-20, "float", "added to the norms of the projections", "[0, inf)"),
            **_like_adam(weight_decouple=False, rectify=False, n_sma_threshold=5, degenerated_to_sgd=True,
-                        ams_bound=False, eps=1e-8)),
+                        ams_bound=False, eps=1e-8),
+           formula="m_t as adam; p = g, q = m_t, then k times: p, q = <p, q> / |p|^2 p, <p, q> / |q|^2 q; v_t = beta_2"
+           " v_(t-1) + (1 - beta_2)(q - p)^2 + eps; theta -= lr * (m_t / (1 - beta_1^t)) / ((sqrt(v_t) + eps) / sqrt(1 -"
+           " beta_2^t))"),
     _entry("amos", "Amos", "Adam-like steps with a weight decay that finds its own strength.", "Tian & Parikh 2022, arXiv:2210.11693",
-           Param("extra_l2", 0.0, "float", "further l2 decay", "[0, inf)"),
            Param("c_coef", 0.25, "float", "factor of the first decay factor", "[0, inf)"),
            Param("d_coef", 0.25, "float", "factor of the second decay factor", "[0, inf)"),
-           lr=1e-3, beta=0.999, momentum=0.0, eps=1e-18, linear_in_lr=False),
+           lr=1e-3, beta=0.999, momentum=0.0, eps=1e-18, linear_in_lr=False,
+           formula="v_t: average of mean(g^2), corrected; c = lr^2 mean(g^2) / v_t / sqrt(1 + c_coef sqrt(lr) b); theta -="
+           " (lr s g / sqrt(v_t) + c theta / 2) / (1 + d_coef sqrt(lr s) b); b = b + c (1 + b); s = sqrt(2 / columns), of a"
+           " vector 0.5, of a kernel sqrt(1 / channels in)"),
     _entry("apollo_dqn", "ApolloDQN", "A diagonal quasi-Newton method.", "Ma 2020, arXiv:2009.13586",
            Param("init_lr", 1e-5, "float", "rate at the start of the warm-up", "(0, inf)"),
            Param("rebound", "constant", "str", "lower bound of the curvature", choices=("constant", "belief")),
            Param("weight_decay_type", "l2", "str", "how the weights decay", choices=("l2", "decoupled", "stable")),
-           lr=1e-2, beta=0.9, weight_decay=0.0, warmup_steps=500, eps=1e-4, aliases=("apollodqn",), linear_in_lr=False),
+           lr=1e-2, beta=0.9, weight_decay=0.0, warmup_steps=500, eps=1e-4, aliases=("apollodqn",), linear_in_lr=False,
+           note="through the warm-up a schedule of lr has no effect",
+           formula="a = (1 - beta) / (1 - beta^t), e = g - m_(t-1), m_t = m_(t-1) + a e; d = d / (|d|_4 + 100 eps); B -= (a"
+           " <e, d> / (|d|_4 + 100 eps) + <d^2, B>) d^2; d = m_t / max(|B|, 0.01); theta -= lr * d"),
     _entry("avagrad", "AvaGrad", "Adam that divides by the second moment before; the rate parts from eps.",
            "Savarese et al. 2019, arXiv:1912.01823",
            **_like_adam(lr=0.1, eps=0.1), note="its first step only sets v",
@@ -424,12 +445,14 @@ BLOCKS: tuple[Block, ...] = (
            " falls from 1 to 0 by switch_rate"),
     _entry("emonavi", "EmoNavi", "Adam scaled by the trend of the loss.", "github muooon/EmoNavi",
            **_like_adam(use_shadow=False, shadow_weight=0.05, weight_decay=0.01, eps=1e-8), elementwise=True,
-           note="no correction of the start from zero: first step 3.2 lr"),
-    _entry("emofact", "EmoFact", "EmoNavi with factored averages.", "github muooon/EmoNavi",
-           **_like_adam(use_shadow=False, shadow_weight=0.05, weight_decay=0.01, eps=1e-8), elementwise=True),
+           note="no correction of the start from zero: first step 3.2 lr",
+           formula="m, v as adam; s = tanh of (slow - fast average of the loss) / slow; theta -= lr * c * m_t / (sqrt(v_t) +"
+           " eps), c = 8 r (1 + 0.1 sign(s) r), r = 1 - |s|, where 1/4 < |s| < 1/2, r where |s| > 3/4, else 1"),
     _entry("emolynx", "EmoLynx", "Lion scaled by the trend of the loss.", "github muooon/EmoNavi",
            **_like_adam(betas=(0.9, 0.99), use_shadow=False, shadow_weight=0.05, weight_decay=0.01, eps=1e-8),
-           elementwise=True),
+           elementwise=True,
+           formula="theta -= lr * c * sign(beta_1 m_(t-1) + (1 - beta_1) g), c as emonavi; m_t = beta_2 m_(t-1) + (1 -"
+           " beta_2) g"),
     _entry("exadam", "EXAdam", "Adam whose two averages correct each other.", "Adly 2024, arXiv:2412.20302",
            **_like_adam(eps=1e-8), elementwise=True, note="first steps of up to 16 lr",
            formula="d_1 = 1 + beta_2^t v_t / (v_t + eps), d_2 = 1 + beta_1^t m_t^2 / (m_t^2 + eps); theta -="
@@ -444,7 +467,8 @@ BLOCKS: tuple[Block, ...] = (
            " average of u; theta -= lr * (m_t + weight_decay * theta / (v_t^p + eps^(2 p)))"),
     _entry("flash_adamw", "FlashAdamW", "AdamW with averages of 8 bits.", "pytorch-optimizer 4.1",
            Param("quantize", True, "bool", "keep the averages in 8 bits"),
-           lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8, aliases=("flashadamw",)),
+           lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, eps=1e-8, aliases=("flashadamw",),
+           formula="as adamw, m_t and sqrt(v_t) rounded to 8 bits after each step, with a scale for each block"),
     _entry("grams", "Grams", "Adam's size with the gradient's sign.", "Cao et al. 2024, arXiv:2412.17107",
            lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, weight_decouple=True, eps=1e-6, elementwise=True,
            formula="theta -= lr * sign(g) * |adam's step|"),
@@ -454,7 +478,9 @@ BLOCKS: tuple[Block, ...] = (
            Param("grokfast_lamb", 2.0, "float", "factor of the slow part", "[0, inf)"),
            Param("grokfast_after_step", 0, "int", "steps before it begins", "[0, inf)"),
            Param("normalize_lr", True, "bool", "divide lr by 1 + grokfast_lamb"),
-           **_like_adam(lr=1e-4, betas=(0.9, 0.99), eps=1e-8), aliases=("grokfastadamw",), elementwise=True),
+           **_like_adam(lr=1e-4, betas=(0.9, 0.99), eps=1e-8), aliases=("grokfastadamw",), elementwise=True,
+           formula="s_t = grokfast_alpha s_(t-1) + (1 - grokfast_alpha) g, s_0 = g; as adamw on g + grokfast_lamb s_t with lr / (1 +"
+           " grokfast_lamb)"),
     _entry("kate", "Kate", "Adagrad without its square root, invariant to scale.", "Choudhury et al. 2024, arXiv:2403.02648",
            Param("delta", 0.0, "float", "added to the sum of squares", "[0, inf)"),
            lr=1e-3, weight_decay=0.0, weight_decouple=True, fixed_decay=False, eps=1e-8, elementwise=True,
@@ -490,7 +516,9 @@ BLOCKS: tuple[Block, ...] = (
            formula="theta -= lr * ((1 - nu_1) g + nu_1 m) / (sqrt((1 - nu_2) g^2 + nu_2 v) + eps)"),
     _entry("stable_adamw", "StableAdamW", "AdamW whose rate falls where the update is longer than expected.",
            "Wortsman et al. 2023, arXiv:2304.13013",
-           lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, weight_decouple=True, eps=1e-8, aliases=("stableadamw",)),
+           lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, weight_decouple=True, eps=1e-8, aliases=("stableadamw",),
+           formula="m_t, v_t as adam, corrected; r = lr / max(1, sqrt(mean(g^2 / v_t))) in each tensor; theta -= r *"
+           " weight_decay * theta + r * m_t / (sqrt(v_t) + eps)"),
     _entry("spam", "SPAM", "Adam that clips spikes and forgets its averages from time to time.", "Huang et al. 2025, arXiv:2501.06842",
            Param("density", 1.0, "float", "share of a matrix that moves", "(0, 1]"),
            Param("warmup_epoch", 50, "int", "steps in which the rate rises again after forgetting", "[1, inf)"),
@@ -505,9 +533,14 @@ BLOCKS: tuple[Block, ...] = (
            Param("theta", 0.999, "float", "decay rate of the largest |g|", "[0, 1]"),
            Param("t_max", None, "int", "steps of the cosine of beta_1", "[1, inf)"),
            Param("eta_min", 0.5, "float", "where that cosine ends", "[0, 1]"),
-           lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, update_proj_gap=1000, eps=1e-8, aliases=("stablespam",)),
+           lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, update_proj_gap=1000, eps=1e-8, aliases=("stablespam",),
+           formula="h_t: average of max|g| of rate theta, corrected; entries beyond it by h_t / max|g|; n, n2: averages of |g|"
+           " and |g|^2 of rates gamma1, gamma2, corrected; as adam on g / |g| * n / (sqrt(n2) + eps), m = v = 0 every"
+           " update_proj_gap steps"),
     _entry("swats", "SWATS", "Adam that turns into SGD.", "Keskar & Socher 2017, arXiv:1712.07628",
-           **_like_adam(weight_decouple=False, ams_bound=False, nesterov=False, eps=1e-6)),
+           **_like_adam(weight_decouple=False, ams_bound=False, nesterov=False, eps=1e-6),
+           formula="p: adam's step; r_t: average of |p|^2 / <p, g> of rate beta_2, corrected; once the two agree: lr = r_t,"
+           " b_t = beta_1 b_(t-1) + g; theta -= lr * (1 - beta_1) b_t"),
     _entry("yogi", "Yogi", "Adam whose second moment changes by at most (1 - beta_2) g^2.", "Zaheer et al. 2018 (NeurIPS)",
            Param("initial_accumulator", 1e-6, "float", "v_0", "[0, inf)"),
            **_like_adam(lr=1e-2, eps=1e-3), elementwise=True,
@@ -548,11 +581,9 @@ BLOCKS: tuple[Block, ...] = (
            " + (1 - momentum)(theta_0 - s)"),
     _entry("d_adapt_adagrad", "DAdaptAdaGrad", "Adagrad that finds its rate; lr stays 1.", "Defazio & Mishchenko 2023, arXiv:2301.07733",
            lr=1.0, momentum=0.0, d0=1e-6, growth_rate=float("inf"), weight_decay=0.0, weight_decouple=False,
-           fixed_decay=False, eps=0.0, aliases=("dadaptadagrad",), linear_in_lr=False),
-    _entry("d_adapt_adan", "DAdaptAdan", "Adan that finds its rate; lr stays 1.", "Defazio & Mishchenko 2023, arXiv:2301.07733",
-           lr=1.0, betas=(0.98, 0.92, 0.99), weight_decay=0.0, weight_decouple=False, d0=1e-6,
-           growth_rate=float("inf"), eps=1e-8, aliases=("dadaptadan",), linear_in_lr=False,
-           tags={"kind_of_decay": "decoupled"}),
+           fixed_decay=False, eps=0.0, aliases=("dadaptadagrad",), linear_in_lr=False,
+           formula="s += lr d g, a += g^2 from 1e-6; r += lr^2 d^2 sum(g^2 / sqrt(a)); d = max(d, (sum(s^2 / sqrt(a)) - r) /"
+           " |s|_1); theta = theta_0 - s / (sqrt(a) + eps)"),
     _entry("d_adapt_lion", "DAdaptLion", "Lion that finds its rate; lr stays 1.", "Defazio & Mishchenko 2023, arXiv:2301.07733",
            **_like_adam(lr=1.0, d0=1e-6, weight_decouple=False), aliases=("dadaptlion",), linear_in_lr=False,
            formula="u = sign(beta_1 m + (1 - beta_1) g); theta -= lr d u; m = beta_2 m + (1 - beta_2) lr d g;"
@@ -609,7 +640,9 @@ BLOCKS: tuple[Block, ...] = (
            formula="u as adafactor; m_t: average of u; S: rows x columns / mean(rows), averages of (u -"
            " m_t)^2 + eps2; theta -= lr * m_t / sqrt(S)"),
     _entry("sm3", "SM3", "Adagrad with one sum for each row and column.", "Anil et al. 2019, arXiv:1901.11150",
-           lr=0.1, momentum=0.0, beta=0.0, eps=1e-30),
+           lr=0.1, momentum=0.0, beta=0.0, eps=1e-30,
+           formula="v = min(r of its row, c of its column) + g^2; r, c = largest v of each row and column; theta -= lr * g /"
+           " sqrt(v + eps)"),
     _entry("shampoo", "Shampoo", "Preconditioned on both sides of a matrix by inverse roots.", "Gupta et al. 2018, arXiv:1802.09568",
            Param("preconditioning_compute_steps", 1, "int", "steps between two inverse roots", "[1, inf)"),
            lr=1e-3, momentum=0.0, weight_decay=0.0, weight_decouple=False, fixed_decay=False, matrix_eps=1e-6,
@@ -621,30 +654,33 @@ BLOCKS: tuple[Block, ...] = (
            Param("precondition_1d", False, "bool", "precondition vectors too"),
            Param("normalize_gradient", False, "bool", "bring the update to a root mean square of 1"),
            lr=3e-3, betas=(0.95, 0.95), weight_decay=0.01, precondition_frequency=10, correct_bias=True, eps=1e-8,
-           note="its first step only sets the basis"),
+           note="its first step only sets the basis",
+           formula="L, R: averages of g g' and g' g of rate shampoo_beta, Q_L, Q_R their eigenvectors; m_t, v_t: averages of g"
+           " and (Q_L' g Q_R)^2, corrected; theta -= lr * Q_L (Q_L' m_t Q_R / (sqrt(v_t) + eps)) Q_R'"),
     _entry("splus", "SPlus", "Shampoo with signs in the eigenbasis, judged at an average of theta.", "Frans et al. 2025, arXiv:2506.07254",
            Param("ema_rate", 0.999, "float", "decay rate of the average of theta", "[0, 1)"),
            Param("inverse_steps", 100, "int", "steps between two eigenbases", "[1, inf)"),
            Param("nonstandard_constant", 1e-3, "float", "factor of the rate of what is no matrix", "(0, inf)"),
            Param("max_dim", 10000, "int", "larger dimensions count as no matrix", "[1, inf)"),
-           **_like_adam(lr=0.1, weight_decay=0.01, eps=1e-30), tags=_SWITCHED),
+           **_like_adam(lr=0.1, weight_decay=0.01, eps=1e-30), tags=_SWITCHED,
+           formula="m_t: average of g; Q_L, Q_R: eigenvectors of averages of g g' and g' g of rate beta_2; theta -= lr * 2 /"
+           " (rows + columns) * Q_L sign(Q_L' m_t Q_R) Q_R', of what is no matrix lr * nonstandard_constant * sign(m_t);"
+           " the average of theta is the model"),
     _entry("dash", "DASH", "Shampoo in blocks, whose inverse roots come from Newton's method.", "2026, arXiv:2602.02016",
            Param("block_size", 1024, "int", "largest side of a block", "[1, inf)"),
            Param("start_preconditioning_step", 1, "int", "steps before it begins", "[1, inf)"),
            lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, precondition_frequency=10, momentum=0.0, nesterov=True,
-           correct_bias=True, eps=1e-8, matrix_eps=1e-10),
+           correct_bias=True, eps=1e-8, matrix_eps=1e-10,
+           formula="m_t as adam; L, R: averages of g g' and g' g of rate beta_2; theta -= lr * L^(-1/4) m_t R^(-1/4), of a"
+           " vector L^(-1/2) m_t, each block brought to the norm of adam's step"),
     _entry("scion", "SCION", "Steps of a fixed size in a norm that fits the shape: spectral for matrices.",
            "Pethick et al. 2025, arXiv:2502.07529",
            Param("momentum", 0.1, "float", "weight of g in its average", "(0, 1]"),
            _CONSTRAINT, _NORM_TYPE,
            Param("scale", 1.0, "float", "size of the step, or radius", "(0, inf)"),
-           lr=1e-3, weight_decay=0.0, weight_decouple=True),
-    _entry("scion_light", "SCIONLight", "Scion that keeps its average in the gradients themselves.",
-           "Pethick et al. 2025, arXiv:2502.07529",
-           Param("momentum", 0.1, "float", "weight of g in its average", "(0, 1]"),
-           _CONSTRAINT, _NORM_TYPE,
-           Param("scale", 1.0, "float", "size of the step, or radius", "(0, inf)"),
-           lr=1e-3, weight_decay=0.0, weight_decouple=True, aliases=("scionlight",)),
+           lr=1e-3, weight_decay=0.0, weight_decouple=True,
+           formula="m_t = (1 - momentum) m_(t-1) + momentum g = U S V'; theta -= lr * scale * sqrt(rows / columns) U V' (by"
+           " Newton-Schulz, singular values 0.7 to 1.2), of a vector lr * scale * m_t / rms(m_t)"),
     # By the diagonal of the Hessian, from random products with it.
     _entry("adahessian", "AdaHessian", "Adam with the Hessian's diagonal in place of the gradient's square.",
            "Yao et al. 2020, arXiv:2006.00719",
@@ -670,5 +706,10 @@ BLOCKS: tuple[Block, ...] = (
            Param("rank", 256, "int", "dimensions of the subspace", "[1, inf)"),
            Param("gamma", 1.01, "float", "largest growth of the norm of what is outside", "[1, inf)"),
            Param("leading_basis", 40, "int", "leading directions that stay", "[1, inf)"),
-           **_like_adam(lr=0.02, betas=(0.9, 0.9, 0.999), eps=1e-8)),
+           **_like_adam(lr=0.02, betas=(0.9, 0.9, 0.999), eps=1e-8),
+           note="no correction of the start from zero; of a matrix with more rows than rank, the first update_interval steps"
+           " take the first rows for the subspace",
+           formula="U: leading eigenvectors of the average of g g' of rate beta_3; m, v: averages of U' g and its square; p:"
+           " average of a column's |g - U U' g|^2 of rate beta_1; C = sqrt(rows - rank) (g - U U' g) / sqrt(p), |C| at most"
+           " gamma times the last; theta -= lr * alpha * (U (m_t / (sqrt(v_t) + eps)) + alpha_c C)"),
 )  # fmt: skip

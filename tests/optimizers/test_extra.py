@@ -66,7 +66,6 @@ FIRST_STEP: dict[str, Callable[[Array, Array], Array]] = {
             "adamc",
             "adan",
             "adanorm",
-            "emofact",
             "emolynx",
             "flash_adamw",
             "grams",
