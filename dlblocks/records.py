@@ -29,6 +29,9 @@ class _Same:
     def __repr__(self) -> str:
         return "same"
 
+    def __reduce__(self) -> str:
+        return "SAME"
+
 
 SAME = _Same()
 
@@ -153,6 +156,14 @@ class Block:
     def __post_init__(self) -> None:
         for name in ("differs_from", "tags"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a read-only view shows can be pickled, the view itself can't.
+        return {**vars(self), "differs_from": dict(self.differs_from), "tags": dict(self.tags)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
 
     def load(self) -> Callable[..., Any]:
         """Import the target.

@@ -1,7 +1,7 @@
 """What follows from the task: target format, legal losses, output activation, metrics.
 
 The net gives logits (or values). A loss that is fused with the output activation takes them as they
-are; one that expects probabilities gets the output activation first. So sigmoid or softmax is never
+are; one that expects probabilities gets the output activation first, one that expects rates softplus. So sigmoid or softmax is never
 applied twice, and never forgotten.
 """
 
@@ -108,7 +108,8 @@ class Task:
 
         Args:
             output: `(N, net_outputs)`.
-            expects: the loss's tag: `logits`, `values`, `log_rate`, `probabilities`, `log_probabilities`.
+            expects: the loss's tag: `logits`, `values`, `log_rate`, `rate`, `probabilities`,
+                `log_probabilities`.
         """
         if self.net_outputs == 1 and self.name == "binary":
             output = output.squeeze(-1)
@@ -116,6 +117,10 @@ class Task:
             return output.softmax(-1) if self.head == "softmax" else output.sigmoid()
         if expects == "log_probabilities":
             return output.log_softmax(-1)
+        if expects == "rate":
+            from torch.nn.functional import softplus
+
+            return softplus(output)
         return output
 
     def loss_target(self, y: Tensor, target: str) -> Tensor:
@@ -134,11 +139,13 @@ class Task:
         Returns:
             multiclass: probabilities `(N, classes)`; binary: probability of class 1 `(N,)`, or of both
             `(N, 2)` with head=softmax; multilabel: probabilities `(N, labels)`; regression: values
-            `(N, outputs)`, the exponential of the output where the loss models a log rate, the mean where
-            it models mean and variance.
+            `(N, outputs)`, the exponential of the output where the loss models a log rate, its softplus where
+            it models the rate itself, the mean where it models mean and variance.
         """
         if expects == "log_rate":
             return output.float().exp()
+        if expects == "rate":
+            return self.loss_input(output.float(), expects)
         if expects == "mean_log_variance":
             return output.float()[..., : self.outputs].contiguous()  # as torchmetrics wants it
         if self.head == "linear":

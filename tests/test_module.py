@@ -276,6 +276,20 @@ def test_predictions_of_counts_are_rates() -> None:
     assert torch.allclose(net.predict_step(x), net(x).exp())
 
 
+def test_a_loss_of_rates_gets_them_by_softplus() -> None:
+    loss = {"name": "poisson_nll", "log_input": False}
+    net = LitModule(task="regression", input_shape=(3,), outputs=1, loss=loss)
+    x, y = torch.randn(4, 3), torch.tensor([[0.0], [1.0], [2.0], [5.0]])
+    rate = nn.functional.softplus(net(x))
+    assert torch.allclose(net.predict_step(x), rate)
+    expected = nn.functional.poisson_nll_loss(rate, y, log_input=False)
+    assert torch.allclose(net.loss(*net._compared(net(x), y)), expected)
+    with pytest.raises(UserError, match=r"data\.scale_target=false"):
+        LitModule(
+            task="regression", input_shape=(3,), outputs=1, loss=loss, target_mean=[1.0], target_std=[2.0]
+        )
+
+
 def test_the_net_is_callable_functionally() -> None:
     net = module().net
     params = {key: torch.stack([value, value * 2]) for key, value in net.named_parameters()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,19 @@ def test_records_are_frozen() -> None:
         block.name = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
         block.tags["elementwise"] = False  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", CATALOGUES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
+def test_copies_of_records_are_equal_and_frozen(kind: str, copied: Callable[[Block], Block]) -> None:
+    for name in names(kind):
+        block = REGISTRY.get(kind, name)
+        other = copied(block)
+        assert other is not block
+        assert other == block
+        assert other.describe() == block.describe()
+        with pytest.raises(TypeError):
+            other.tags["elementwise"] = False  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kind", CATALOGUES)

@@ -62,9 +62,9 @@ def initialize(
         The model.
 
     Raises:
-        UserError: an initialiser that needs fans is given for biases, no weight is found, a rule matches
-            nothing, a layer is lazy and has no size yet, or its values are computed from others, as under
-            weight norm; init=auto without a batch, or with a bias_init.
+        UserError: an initialiser that needs fans is given for biases, no weight is found, or no bias for a
+            bias_init, a rule matches nothing, a layer is lazy and has no size yet, or its values are computed
+            from others, as under weight norm; init=auto without a batch, or with a bias_init.
 
     >>> import torch
     >>> net = nn.Linear(2, 1)
@@ -84,17 +84,18 @@ def initialize(
         return model
     init, rules = split(init)
     fill_weight = initializer(init, where="init")
-    if name_of(bias_init) == "auto":
+    explicit = name_of(bias_init) != FOLLOWS["bias_init"]
+    if not explicit:
         bias_init = "default" if _leaves(fill_weight) else "zeros"
     _check_fanless(bias_init, "bias_init", "biases don't")
     fill_bias = initializer(bias_init, where="bias_init")
     ruled = _ruled(model, rules)
-    found = bool(ruled)
+    found, biased = bool(ruled), False
     known = set()
     fill: Callable[..., Any]
     for piece in _pieces(model):
         known.add(id(piece.parameter))
-        found = found or piece.fans is not None
+        found, biased = found or piece.fans is not None, biased or piece.fans is None
         fill = ruled.get(id(piece.parameter), fill_bias if piece.fans is None else fill_weight)
         if not _leaves(fill):
             _check_fillable(piece)
@@ -104,6 +105,11 @@ def initialize(
             _fill_whole(parameter, ruled[id(parameter)], generator)
     if not found and not _leaves(fill_weight):
         raise UserError(f"init={name_of(init)}: matched no parameters of the model. Layers known: {KNOWN}.")
+    if not biased and explicit and not _leaves(fill_bias):
+        raise UserError(
+            f"bias_init={name_of(bias_init)}: the model has no biases to fill (of the layers known: {KNOWN})."
+            " Leave it at auto."
+        )
     return model
 
 

@@ -62,6 +62,9 @@ BLOCKS: tuple[Block, ...] = (
     entry(
         "poisson_nll",
         "dlblocks.losses.likelihood:PoissonNLL",
+        Param(
+            "log_input", True, "bool", "take the logarithm of the rate; false: the rate, a net's by softplus"
+        ),
         Param("full", False, "bool", "add Stirling's approximation of log y!, where y > 1"),
         tasks=("regression",),
         expects="log_rate",
@@ -69,9 +72,9 @@ BLOCKS: tuple[Block, ...] = (
         shape=SAME_SHAPE,
         source="Nelder & Wedderburn 1972 (J. R. Stat. Soc. A 135)",
         summary="Negative log-likelihood of counts; the input is the logarithm of their rate.",
-        formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2)",
+        formula="exp(x) - y * x  (+ y log y - y + log(2 pi y) / 2); of the rate x - y * log(x + 1e-8)",
         differs_from={"keras": "takes the rate itself"},
-        tags={"target_range": "[0, inf)"},
+        tags={"target_range": "[0, inf)", "unscaled": True, "expects_by": {"log_input": {False: "rate"}}},
     ),
     entry(
         "bce",

@@ -12,11 +12,12 @@ from dlblocks.losses.base import Loss, reduced
 
 class PoissonNLL(Loss):
     """`exp(x) - y x`, the negative log-likelihood of counts `y` up to a constant; `x` is the logarithm of
-    the rate (Nelder & Wedderburn 1972).
+    the rate (Nelder & Wedderburn 1972). Of the rate itself, `x - y log(x + 1e-8)`.
 
     Shape: `(N, *)` and `(N, *)`.
 
     Args:
+        log_input: whether the input is the logarithm of the rate, or the rate, which is above 0.
         full: add Stirling's approximation of the constant, `y log y - y + log(2 pi y) / 2`, where `y > 1`.
         reduction: `none`, `mean` or `sum`.
 
@@ -25,12 +26,13 @@ class PoissonNLL(Loss):
     tensor(1.)
     """
 
-    def __init__(self, full: bool = False, reduction: str = "mean") -> None:
+    def __init__(self, log_input: bool = True, full: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)
+        self.log_input = log_input
         self.full = full
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return F.poisson_nll_loss(input, target, log_input=True, full=self.full, reduction=reduction)
+        return F.poisson_nll_loss(input, target, self.log_input, self.full, reduction=reduction)
 
 
 class Tweedie(Loss):

@@ -64,7 +64,7 @@ def contract(spec: str | Mapping[str, Any], where: str = "loss") -> Mapping[str,
     """
     block, params = parse("loss", spec, where)
     if block.name != SUM:
-        return block.tags
+        return _tags(block, params)
     return shared(terms_of(params.get("terms"), where), where)
 
 
@@ -74,9 +74,9 @@ def shared(terms: Sequence[Term], where: str = "loss") -> Mapping[str, Any]:
     Raises:
         UserError: they expect different things, or serve no task together.
     """
-    tags = dict(terms[0].block.tags)
+    tags = dict(_tags(terms[0].block, terms[0].params))
     for term in terms[1:]:
-        other = term.block.tags
+        other = _tags(term.block, term.params)
         for key in ("expects", "target"):
             if other.get(key) != tags.get(key):
                 raise UserError(
@@ -89,6 +89,14 @@ def shared(terms: Sequence[Term], where: str = "loss") -> Mapping[str, Any]:
             f"{where}.terms: no task fits {' and '.join(term.block.name for term in terms)} alike."
         )
     return tags
+
+
+def _tags(block: Block, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tags of a loss; what it expects may hang on a parameter: `expects_by`, `{parameter: {value: expects}}`."""
+    for name, expects in block.tags.get("expects_by", {}).items():
+        if params.get(name) in expects:
+            return {**block.tags, "expects": expects[params[name]]}
+    return block.tags
 
 
 _SIDE = {"expects": "input", "target": "target"}

@@ -179,9 +179,16 @@ def test_frozen_and_half_precision_parameters_are_filled_too() -> None:
         (nn.Linear(2, 2), {"name": "normal", "std": -1}, "zeros", "init.std=-1"),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), "he_normal", "zeros", "matched no parameters"),
         (nn.LazyLinear(3), "he_normal", "zeros", "lazy"),
+        (nn.Linear(2, 2, bias=False), "he_normal", "zeros", "^bias_init=zeros: the model has no biases"),
+        (nn.Linear(2, 2, bias=False), "default", {"name": "constant", "value": 1.0}, "^bias_init=constant: "),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_refusals(model: nn.Module, init: object, bias: str, message: str) -> None:
+def test_refusals(model: nn.Module, init: object, bias: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         dlblocks.initialize(model, init, bias)
+
+
+@pytest.mark.parametrize("bias", ["auto", "default"])
+def test_without_biases_what_leaves_them_is_no_error(bias: str) -> None:
+    assert (dlblocks.initialize(nn.Linear(2, 2, bias=False), "ones", bias).weight == 1).all()

@@ -42,6 +42,10 @@ def _poisson(x: Array, y: Array, full: bool = False) -> Array:
     return np.exp(x) - y * x + (constant if full else 0)
 
 
+def _poisson_of_rates(x: Array, y: Array) -> Array:
+    return x - y * np.log(x + 1e-8)
+
+
 def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
@@ -179,7 +183,11 @@ FORMULAS: dict[str, list[tuple[dict[str, object], Callable[[Array, Array], Array
         ({"beta": 0.3}, lambda x, y: _huber(x, y, 0.3) / 0.3),
         ({"beta": 0.0}, lambda x, y: np.abs(x - y)),
     ],
-    "poisson_nll": [({}, _poisson), ({"full": True}, lambda x, y: _poisson(x, y, True))],
+    "poisson_nll": [
+        ({}, _poisson),
+        ({"full": True}, lambda x, y: _poisson(x, y, True)),
+        ({"log_input": False}, _poisson_of_rates),
+    ],
     "bce": [
         ({}, _bce),
         ({"label_smoothing": 0.2}, lambda x, y: _bce(x, 0.8 * y + 0.1)),
@@ -352,6 +360,8 @@ def example(name: str, params: dict[str, object] | None = None) -> tuple[Tensor,
     x = torch.randn(*shape, generator=draw, dtype=torch.float64) * 2
     if tags["expects"] == "log_probabilities":
         x = x.log_softmax(-1)
+    if (params or {}).get("log_input") is False:
+        x = x.exp()
     y = {
         "values": torch.randn(N, C, generator=draw, dtype=torch.float64),
         "indicators": torch.randint(2, (N, C), generator=draw).double(),

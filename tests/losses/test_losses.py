@@ -53,7 +53,15 @@ def test_tags_are_legal(name: str) -> None:
     assert tags["expects"] in expected
     assert tags["tasks"]
     assert tags["target"] in {"values", "indices", "indicators", "distribution", "masks"}
-    assert set(tags) <= {"tasks", "expects", "target", "target_range", "unscaled", "whole_batch"}
+    assert set(tags) <= {
+        "tasks",
+        "expects",
+        "target",
+        "target_range",
+        "unscaled",
+        "whole_batch",
+        "expects_by",
+    }
     assert REGISTRY.get("loss", name).formula
     assert REGISTRY.get("loss", name).shape
 
@@ -166,10 +174,9 @@ def test_shapes_are_known_without_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "soft_f1"])
 def test_sample_weights_multiply_the_values_and_divide_the_mean(name: str) -> None:
-    x, y = example(name)
     weight = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0, 0.0, 3.0], dtype=torch.float64)
     for params, _ in FORMULAS[name]:
-        _, y = example(name, params)
+        x, y = example(name, params)
         values = dlblocks.loss(name, **params, reduction="none")(x, y)
         spread = weight.view(-1, *[1] * (values.ndim - 1))
         expected = {

@@ -80,6 +80,17 @@ def test_what_it_expects_is_what_its_terms_share() -> None:
     assert (tags["expects"], tags["target"]) == ("logits", "indicators")
 
 
+def test_what_a_term_expects_may_hang_on_its_parameter() -> None:
+    of_rate = {"weight": 1.0, "log_input": False}
+    assert contract({"name": "sum", "terms": {"poisson_nll": of_rate}})["expects"] == "rate"
+    assert contract({"name": "poisson_nll", "log_input": False})["expects"] == "rate"
+    assert contract("poisson_nll")["expects"] == "log_rate"
+    with pytest.raises(
+        UserError, match=r"loss\.terms\.poisson_nll: takes rate as input, tweedie takes log_rate"
+    ):
+        contract({"name": "sum", "terms": {"tweedie": 1.0, "poisson_nll": of_rate}})
+
+
 def test_from_the_command_line_to_the_module() -> None:
     recipe = dlblocks.compose("loss=sum", "loss.terms={mse:1.0,mae:0.1}", "data=diabetes")
     assert recipe["loss"] == {"name": "sum", "terms": {"mse": 1.0, "mae": 0.1}, "reduction": "mean"}
