@@ -43,12 +43,14 @@ class BCE(Loss):
     ) -> None:
         super().__init__(reduction)
         self.pos_weight = ClassWeights(pos_weight, "loss.pos_weight")
+        self._balanced = pos_weight is not None
         self.label_smoothing = label_smoothing
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-        weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1)
+        # Calling a module costs more than the loss of a small batch.
+        weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1) if self._balanced else None
         return F.binary_cross_entropy_with_logits(input, target, pos_weight=weight, reduction=reduction)
 
 

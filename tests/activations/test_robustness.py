@@ -248,3 +248,12 @@ def test_sparsemax_holds_masked_and_tied_scores() -> None:
     torch.testing.assert_close(y, torch.tensor([0.75, 0.0, 0.25]))
     torch.testing.assert_close(torch.autograd.grad(y[0], masked)[0], torch.tensor([0.5, 0.0, -0.5]))
     torch.testing.assert_close(sparsemax(torch.full((7,), 0.1)), torch.full((7,), 1 / 7))
+
+
+def test_compiled_squareplus_has_its_slope_at_zero_too() -> None:
+    squareplus = dlblocks.activation("squareplus")
+    x = torch.zeros(3, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inductor's own
+        y = torch.compile(squareplus, fullgraph=True)(x)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], torch.full((3,), 0.5))
