@@ -11,15 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
-from dlblocks.checkpoints import Checkpoint, fitting, newest, read, tidy
-from dlblocks.continuity import Continuity, StopAtSignal, continue_tables
+from dlblocks.checkpoints import Checkpoint, newest, read, tidy
+from dlblocks.continuity import Continuity, StopAtSignal
 from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.endings import together
@@ -31,6 +30,7 @@ from dlblocks.moved import Moved
 from dlblocks.processes import joined_folder
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, write_atomically, write_table
+from dlblocks.resuming import Restoring, check_start, take_up
 from dlblocks.runs import new_folder, saved_recipe
 from dlblocks.seeds import derive
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
@@ -133,13 +133,14 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
         metric, mode = module.task.main_metric
         result.main_metric = (f"val/{metric}", mode)
         words = {"run": str(folder), "metric": f"val/{metric}", "mode": mode, "name": recipe.run["name"]}
-        history, stop = History(), StopAtSignal(folder)
+        history, stop, restoring = History(), StopAtSignal(folder), Restoring()
         trainer = build_trainer(
             logged_every_epoch(recipe.trainer, data),
             [
                 *build_callbacks(recipe.callbacks, words),
                 *_of_run(recipe),
                 *([Moved()] if resumed else []),
+                restoring,
                 history,
                 Continuity(result),
                 stop,
@@ -147,11 +148,13 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
             build_loggers(recipe.logger, words),
             folder,
         )
+    if start is not None:
+        processes.enter_context(restoring.of(start))
     processes.enter_context(together(trainer, folder, lambda reason: _fail(result, reason)))
     if start is not None:
-        _check_start(start, module)
+        check_start(start, module)
     if start is not None and resumed:
-        _take_up(start, trainer, data, result)
+        take_up(start, trainer, data, result)
     if recipe.run["diagnose"] != "off" and start is None:
         with _timed(result, "diagnosis"):
             _diagnose(recipe, module, data, result)
@@ -214,36 +217,6 @@ def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: 
             show(found.panel())
     if recipe.run["diagnose"] == "strict":
         found.check()
-
-
-def _take_up(start: Checkpoint, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
-    """What the run had found for `auto`, and the rows of its log that are older than the checkpoint."""
-    callbacks = start.content.get("callbacks", {})
-    found = callbacks.get("Continuity", {})
-    result.chosen.update(found.get("chosen", {}))
-    result.diagnosis = found.get("diagnosis", "")
-    data.batch_size = result.chosen.get("data.batch_size", data.batch_size)
-    trainer.accumulate_grad_batches = result.chosen.get(
-        "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches
-    )
-    if is_main_process():
-        history = callbacks.get("History", {}).get("rows", [])
-        continue_tables(trainer.loggers, start.content["global_step"], history)
-
-
-def _check_start(start: Checkpoint, module: LitModule) -> None:
-    """Refuse a checkpoint that this module can't go on from.
-
-    Raises:
-        UserError: it is of another net, optimizer or scheduler.
-    """
-    name = f"ckpt_path={start.path}"
-    fitting(start.content, module, name)
-    theirs = start.content.get("hyper_parameters", {})
-    for kind in ("optimizer", "scheduler"):
-        there, here = (held.get(kind, {}).get("name") for held in (theirs, module.hparams))
-        if there != here:
-            raise UserError(f"{name}: was trained with {kind}={there}, which can't go on as {here}.")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import dlblocks
 from dlblocks.errors import UserError
 from dlblocks.results import STATUSES, Result
 from dlblocks.runs import read_recipe, read_status
 from dlblocks.sweeps.picture import read_curves
+from dlblocks.training import resume
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -198,6 +203,59 @@ def test_recipes_that_would_take_all_memory_are_refused(
     with pytest.raises(UserError, match=rf"config\.yaml: damaged.*{message}"):
         read_recipe("")
     assert not Path("ran").exists()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    quiet = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
+    dlblocks.train(dlblocks.compose("data=wine", "model.widths=[4]", "trainer.max_epochs=1", *quiet), folder)
+    return folder
+
+
+def _at(content: Any, *path: Any) -> tuple[Any, Any]:
+    for key in path[:-1]:
+        content = content[key]
+    return content, path[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["callbacks"], 5, "callbacks can't be 5"),
+        (["global_step"], -1, "global_step can't be -1"),
+        (["epoch"], -1, "epoch can't be -1"),
+        (["loops"], [1], r"loops can't be \[1\]"),
+        (["callbacks", "Continuity"], 5, "can't go on"),
+        (["hyper_parameters", "optimizer"], "sgd", "hyper_parameters.optimizer can't be 'sgd'"),
+        (["pytorch-lightning_version"], "", "can't go on .*Invalid version"),
+        (["train_meters"], [5], "can't go on"),
+        (["optimizer_states", 0, "state"], 5, "can't go on"),
+        (["optimizer_states", 0, "state", 0], {"step": "x"}, "can't go on"),
+        (["optimizer_states", 0, "param_groups", 0, "lr"], "x", "can't go on"),
+    ],
+)
+def test_strange_values_of_what_resuming_takes_up_are_refused_by_name(
+    tmp_path: Path, begun: Path, path: list[Any], value: Any, message: str
+) -> None:
+    run = shutil.copytree(begun, tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    holder, key = _at(content, *path)
+    holder[key] = value
+    torch.save(content, last)
+    recipe = read_recipe(run) | {"ckpt_path": str(last)}
+    recipe["trainer"]["max_epochs"] = 2
+    with pytest.raises(UserError, match=f"ckpt_path={re.escape(str(last))}: .*{message}"):
+        dlblocks.train(recipe, tmp_path / "other")
+
+
+def test_the_run_that_a_strange_checkpoint_belongs_to_is_told_so(tmp_path: Path, begun: Path) -> None:
+    run = shutil.copytree(begun, tmp_path / "run")
+    for path in run.glob("checkpoints/*.ckpt"):
+        torch.save({**torch.load(path, weights_only=True), "callbacks": {"History": 5}}, path)
+    with pytest.raises(UserError, match=r"callbacks\.History can't be 5"):
+        resume(run, 2)
 
 
 def test_a_sample_of_the_fuzz_ends_well() -> None:
