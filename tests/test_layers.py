@@ -26,7 +26,7 @@ LAYERS = [
     ("assembly", "trainer", "catalog", "endings"),
     ("diagnosis", "loading"),
     ("tuning", "continuity"),
-    ("finding",),
+    ("finding", "resuming"),
     ("training",),
     ("evaluation", "prediction", "exporting"),
     ("sweeps",),
