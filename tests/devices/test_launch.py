@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dlblocks.errors import UserError
 from dlblocks.trainer import build_trainer
@@ -57,6 +58,20 @@ def test_processes_of_torchrun_join_one_run(tmp_path: Path) -> None:
         set((folder / "metrics.csv").read_text().splitlines())
     )
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_a_repeated_run_of_two_processes_is_one_run_with_the_same_weights(tmp_path: Path) -> None:
+    assert run(tmp_path, "trainer=ddp_cpu", "hydra.run.dir=first", *SHORT).returncode == 0
+    done = run(tmp_path, f"repeat={tmp_path / 'first'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    again = only(tmp_path, "runs/*/*")
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "first", again)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((again / "result.json").read_text())["steps"] == 2 * 4
 
 
 def test_two_machines_share_one_run(tmp_path: Path) -> None:
