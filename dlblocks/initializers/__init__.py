@@ -208,7 +208,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Keeps lengths and angles: rows or columns are orthonormal.",
         formula="gain * Q of the QR decomposition of a normal matrix, signs by the diagonal of R",
         source="Saxe et al. 2013, arXiv:1312.6120",
-        note="the tensor is seen as (first dimension, all others), as in torch",
+        note="the tensor is seen as (first dimension, all others), as in torch; each group of a convolution for itself",
     ),
     _entry(
         "variance_scaling",
@@ -238,7 +238,9 @@ BLOCKS: tuple[Block, ...] = (
         "identity",
         "structured:identity",
         _GAIN,
-        Param("groups", 1, "int", "copies within each of so many groups of outputs", "[1, inf)"),
+        Param(
+            "groups", 1, "int", "copies within so many groups of outputs (besides a layer's own)", "[1, inf)"
+        ),
         aliases=("eye", "dirac"),
         needs_fan=True,
         summary="Each output copies one input; convolutions do so at the middle of the kernel.",

@@ -44,7 +44,7 @@ def initialize(
     """Fill all weights by `init` and all biases by `bias_init`, in place.
 
     Every matrix is filled on its own with its own fans: query, key and value of an attention, each gate
-    of a recurrent layer. Norm scales, embeddings, the slopes of PReLU and parameters of unknown modules
+    of a recurrent layer, each group of a convolution. Norm scales, embeddings, the slopes of PReLU and parameters of unknown modules
     stay as they are unless a rule names them; a parameter that several modules share is filled once.
 
     Args:
@@ -164,7 +164,11 @@ def _parts(module: nn.Module) -> Iterator[tuple[Tensor, Parts]]:
         )
     elif isinstance(module, (nn.Linear, nn.Bilinear, *CONVOLUTIONS, *TRANSPOSED)):
         weight = module.weight
-        yield weight, [(weight.data, Fans(0, 0) if is_lazy(weight) else fans_of(weight, module))]
+        if is_lazy(weight):
+            yield weight, [(weight.data, Fans(0, 0))]
+        else:
+            fans, groups = fans_of(weight, module), getattr(module, "groups", 1)
+            yield weight, [(block, fans) for block in weight.data.chunk(groups)]
         if module.bias is not None:
             yield module.bias, [(module.bias.data, None)]
 

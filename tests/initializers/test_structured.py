@@ -34,6 +34,22 @@ def test_an_identity_convolution_returns_its_input() -> None:
         assert torch.equal(layer(x), x)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 6])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_each_group_of_a_convolution_is_a_matrix_of_its_own(groups: int, kind: type[nn.Conv2d]) -> None:
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    same = dlblocks.initialize(kind(6, 6, 3, padding=1, groups=groups).double(), "identity")
+    assert torch.equal(same(x), x)
+    delta = kind(6, 6, 3, padding=1, groups=groups).double()
+    dlblocks.initialize(delta, "delta_orthogonal", generator=seeded())
+    assert torch.allclose(delta(x).square().sum(1), x.square().sum(1))
+    plain = kind(6, 6, 3, groups=groups).double()
+    dlblocks.initialize(plain, "orthogonal", generator=seeded())
+    for block in plain.weight.detach().chunk(groups):
+        rows = block.flatten(1)
+        assert torch.allclose(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_delta_orthogonal_convolution_keeps_lengths(dims: int) -> None:
     layer = getattr(nn, f"Conv{dims}d")(3, 7, 3, padding=1).double()
