@@ -25,7 +25,7 @@ class LearningRateChoice:
         lr: of the first parameter group.
         method: `race`, `valley`, `steepest` or `minimum`.
         explanation: one line that says why this one.
-        judged_by: the loss on the vertical axis, such as `validation loss`.
+        judged_by: the loss that decides, such as `validation loss`.
         laps: of a race.
         curve: of a range test.
         suggestions: of a range test, by method.
@@ -42,9 +42,15 @@ class LearningRateChoice:
     def rows(self) -> list[dict[str, Any]]:
         """The table: of a race a row for each lap, of a range test one for each step."""
         if self.curve is None:
-            return [{"lr": lap.rate, "steps": lap.steps, "loss": lap.loss} for lap in self.laps]
+            return [
+                {"lr": lap.rate, "steps": lap.steps, "loss": lap.loss, "judged_by": self._judged_by(lap)}
+                for lap in self.laps
+            ]
         columns = zip(self.curve.rates, self.curve.losses, self.curve.smooth, strict=True)
         return [{"lr": rate, "loss": loss, "smooth": smooth} for rate, loss, smooth in columns]
+
+    def _judged_by(self, lap: Lap) -> str:
+        return self.judged_by if lap.judged else "training loss"
 
     def save(self, folder: str | Path) -> None:
         """Write `lr_finder.csv` and `lr_finder.png` into a folder."""
@@ -62,26 +68,30 @@ class LearningRateChoice:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         if self.curve is None:
-            _draw_race(axes, self.laps)
+            _draw_race(axes, self.laps, self.judged_by)
         else:
             _draw_curve(axes, self.curve, self.suggestions or {})
         axes.axvline(self.lr, color="black", linestyle="--", linewidth=1, label=f"chosen: {self.lr:g}")
-        axes.set(xscale="log", xlabel="learning rate", ylabel=self.judged_by)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=120)
 
 
-def _draw_race(axes: Axes, laps: tuple[Lap, ...]) -> None:
-    ends = sorted({lap.steps for lap in laps})
+def _draw_race(axes: Axes, laps: tuple[Lap, ...], judged_by: str) -> None:
+    ends = sorted({lap.steps for lap in laps if lap.steps})
     for turn, end in enumerate(ends):
         here = sorted((lap.rate, lap.loss) for lap in laps if lap.steps == end and not math.isnan(lap.loss))
+        by = judged_by if any(lap.judged for lap in laps if lap.steps == end) else "training loss"
         shade = 0.25 + 0.75 * (turn + 1) / len(ends)
-        axes.plot(*zip(*here, strict=True) if here else ([], []), "o-", alpha=shade, label=f"{end} steps")
+        axes.plot(
+            *zip(*here, strict=True) if here else ([], []), "o-", alpha=shade, label=f"{by}, {end} steps"
+        )
+    # Where a rate is too high the loss has no bounds.
     finite = [lap.loss for lap in laps if not math.isnan(lap.loss)]
-    # Where a rate is too high the loss has no bounds; that of the lowest rate is about that of the untrained net.
-    low, start = min(finite), min(laps, key=lambda lap: (lap.rate, lap.steps)).loss
+    low, start = min(finite), laps[0].loss
     top = max(finite) if math.isnan(start) else start
+    axes.axhline(top, color="gray", linestyle=":", linewidth=1, label="before training")
     if low > 0:
         axes.set(yscale="log", ylim=(low / 1.3, max(top * 3, low * 2)))
     else:

@@ -15,7 +15,7 @@ from dlblocks.tuning import range_test
 from dlblocks.tuning.batches import Batches, gather
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
-from dlblocks.tuning.race import STEPS, ladder, planned, race, winner
+from dlblocks.tuning.race import STEPS, Lap, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import base_rates, scale_rates
 from dlblocks.tuning.trial import Trial
@@ -26,8 +26,8 @@ MIN_RATE, MAX_RATE = 1e-5, 10.0
 WHAT = "finding the learning rate"
 # A range test has so many steps, and runs as often as fits into as many batches, three times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
-# Copies of a net that are kept between the rungs of a race, in bytes of their weights.
-_KEPT_BYTES = 2**28
+# Of all copies of a net that are kept between the rungs of a race, in bytes of their weights.
+_KEPT_BYTES = 2**31
 
 
 def find_lr(
@@ -44,9 +44,10 @@ def find_lr(
 ) -> LearningRateChoice:
     """Find a learning rate for any LightningModule with one optimizer, before `trainer.fit`.
 
-    `race` trains the same net at 13 rates from the same weights on the same batches, drops the slow ones early,
-    and takes the rate with the lowest validation loss; without validation, the loss on a fifth of the training
-    batches that no rate has trained on. The others are suggestions of a range test (Smith 2015,
+    `race` trains the same net at 13 rates from the same weights on the same batches, drops the slow ones early by
+    their training losses, and takes of the last three the one with the lowest validation loss, or a lower rate that
+    comes near it; without validation, the loss on a fifth of the training batches that no rate has trained on
+    (`tuning.race`). The others are suggestions of a range test (Smith 2015,
     arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
@@ -55,12 +56,12 @@ def find_lr(
     they were, also after an exception or Ctrl-C.
 
     Args:
-        trainer: the one that will fit; a race is never longer than its run.
+        trainer: the one that will fit.
         module: to be trained; only copies of it are.
         datamodule: or give `train_dataloaders`, and `val_dataloaders`.
         method: see above.
         min_lr, max_lr: the range.
-        steps: at most, of the rates that stay in the race to its end.
+        steps: of the rates that stay in the race to its end; a run of less than twice as many is raced whole.
 
     Raises:
         UserError: a range or method that is not legal, a module with several optimizers or none, a strategy
@@ -138,7 +139,7 @@ class _Runner:
         self._trial = Trial(trainer, module, rate)
         self._batches = batches
         self._accumulate = trainer.accumulate_grad_batches
-        self._finite = True
+        self._losses: list[float] = []
 
     def run_to(self, step: int) -> None:
         self._trial.enter()
@@ -146,7 +147,16 @@ class _Runner:
         while self._finite and self._trial.steps < step:
             first = self._trial.steps * self._accumulate
             chunk = [train[(first + i) % len(train)] for i in range(self._accumulate)]
-            self._finite = not math.isnan(_step(self._trial, chunk))
+            self._losses.append(_step(self._trial, chunk))
+
+    @property
+    def _finite(self) -> bool:
+        return not self._losses or not math.isnan(self._losses[-1])
+
+    def training_loss(self) -> float:
+        """Of the last third of the steps: enough that one batch does not decide, and few that are long past."""
+        last = self._losses[-math.ceil(len(self._losses) / 3) :]
+        return sum(last) / len(last)
 
     def score(self) -> float:
         if not self._finite:
@@ -167,11 +177,16 @@ class _Replayed:
         self._runner = self._start()
         self._runner.run_to(step)
 
+    def training_loss(self) -> float:
+        return self._leave().training_loss()
+
     def score(self) -> float:
+        return self._leave().score()
+
+    def _leave(self) -> _Runner:
         assert self._runner is not None
-        loss = self._runner.score()
-        self._runner = None
-        return loss
+        runner, self._runner = self._runner, None
+        return runner
 
 
 def _race(
@@ -181,10 +196,12 @@ def _race(
         raise UserError(
             "lr_finder.min_lr, lr_finder.max_lr: a race needs two rates of 1e-5, 3e-5, 1e-4, ... in between."
         )
-    total = trainer.estimated_stepping_batches
-    steps = int(min(steps, total)) if total > 0 else steps
+    estimated = trainer.estimated_stepping_batches
+    total = estimated if estimated > 0 else math.inf
+    if total < 2 * steps:
+        steps = int(total)
     batches = gather(trainer, steps * trainer.accumulate_grad_batches)
-    weights = sum(p.nbytes for p in module.parameters())
+    weights = len(rates) * sum(p.nbytes for p in module.parameters())
 
     def enter(rate: float) -> _Runner | _Replayed:
         def start() -> _Runner:
@@ -194,29 +211,44 @@ def _race(
 
     with progress(WHAT, planned(len(rates), steps)) as passed:
         laps = race(rates, enter, steps, passed)
-    best = winner(laps)
+    best = winner(laps, 1 - steps / total)
     if best is None:
         raise UserError(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
             " the data and the initialisation."
         )
     judged_by = "validation loss" if batches.validation else "loss on training batches kept apart"
-    last = sorted((lap.loss, lap.rate) for lap in laps if lap.steps == best.steps and lap.loss > best.loss)
-    others = sorted(rate for _, rate in last[:2])
-    beside = f", lower than at {' and '.join(f'{rate:g}' for rate in others)}" if others else ""
+    return LearningRateChoice(
+        lr=best.rate,
+        method="race",
+        explanation=_explained(best, laps, judged_by, rates),
+        judged_by=judged_by,
+        laps=tuple(laps),
+    )
+
+
+def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float]) -> str:
+    beside = ""
+    first = leader(laps)
+    if first is not None and first != best:
+        beside = (
+            f", near the lowest ({first.loss:.4g} at {first.rate:g}), and the lower rate is the safer one"
+        )
+    else:
+        last = sorted(
+            (lap.loss, lap.rate) for lap in laps if lap.steps == best.steps and lap.loss > best.loss
+        )
+        if others := sorted(rate for _, rate in last[:2]):
+            beside = f", lower than at {' and '.join(f'{rate:g}' for rate in others)}"
     edge = (
         f" It is the {'lowest' if best.rate == rates[0] else 'highest'} that was tried: widen"
         f" lr_finder.{'min_lr' if best.rate == rates[0] else 'max_lr'}."
         if best.rate in (rates[0], rates[-1])
         else ""
     )
-    return LearningRateChoice(
-        lr=best.rate,
-        method="race",
-        explanation=f"learning rate {best.rate:g}: {judged_by} {best.loss:.4g} after {best.steps} steps{beside};"
-        f" {len(rates)} rates tried.{edge}",
-        judged_by=judged_by,
-        laps=tuple(laps),
+    return (
+        f"learning rate {best.rate:g}: {judged_by if best.judged else 'training loss'} {best.loss:.4g} after"
+        f" {best.steps} steps{beside}; {len(rates)} rates tried.{edge}"
     )
 
 

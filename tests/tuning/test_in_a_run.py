@@ -29,7 +29,7 @@ def test_the_rate_is_found_kept_and_shown(tmp_path: Path, capsys: pytest.Capture
     with (tmp_path / "lr_finder.csv").open() as file:
         assert {row["lr"] for row in csv.DictReader(file)} >= {"1e-05", str(rate), "10.0"}
     # Plain sgd at its default rate comes to 0.93.
-    assert result.metrics["test/accuracy"] > 0.95
+    assert result.metrics["test/accuracy"] > 0.94
     module = dlblocks.LitModule.load_from_checkpoint(str(result.best_checkpoint))
     assert module.lr == rate
     with (tmp_path / "metrics.csv").open() as file:

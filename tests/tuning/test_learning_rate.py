@@ -260,11 +260,21 @@ def test_a_handful_of_batches(batches: int, method: Any) -> None:
     assert 1e-6 < choice.lr < 10
 
 
-def test_a_race_is_no_longer_than_the_run() -> None:
-    short = find_lr(trainer(max_steps=5), Foreign(), train_dataloaders=loader())
-    assert max(lap.steps for lap in short.laps) == 5
-    endless = find_lr(trainer(max_epochs=-1), Foreign(), train_dataloaders=loader())
-    assert max(lap.steps for lap in endless.laps) == 96
+@pytest.mark.parametrize(("run", "longest"), [(5, 5), (40, 40), (79, 79), (80, 40), (-1, 40)])
+def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int) -> None:
+    choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader())
+    assert max(lap.steps for lap in choice.laps) == longest
+    assert all(lap.judged == (lap.steps in (0, longest)) for lap in choice.laps)
+
+
+def test_a_race_to_the_end_of_the_run_knows_what_the_run_comes_to() -> None:
+    choice = find_lr(trainer(max_epochs=4), Foreign(), train_dataloaders=loader(), val_dataloaders=loader())
+    lowest = min((lap for lap in choice.laps if lap.steps == 48), key=lambda lap: lap.loss)
+    assert choice.lr == lowest.rate
+    fitted = trainer(max_epochs=4)
+    fitted.fit(Foreign(choice.lr), loader(), loader())
+    # Eight batches judge, of twelve.
+    assert float(fitted.callback_metrics["val_loss"]) == pytest.approx(lowest.loss, rel=0.2)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of")
