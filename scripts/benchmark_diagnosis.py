@@ -2,8 +2,9 @@
 
 The suite `diagnosis` of `benchmark.py`. A cell of the grid is an activation, an initialiser, a depth and an optimiser.
 It trains if a net of it, at the best of a few learning rates, gets more than 0.22 of the way from chance to perfect on
-instances held out, within 200 steps of 64 instances. The diagnosis sees the training instances. Cells are a
-random sample of the whole grid, which has thousands.
+instances held out, within 200 steps of 64 instances, in at least two of three orders of the instances: near the border
+one order starts and another does not. The diagnosis sees the training instances. Cells are a random sample of the whole
+grid, which has thousands.
 """
 
 from __future__ import annotations
@@ -179,15 +180,20 @@ FILLS = {
 
 
 def trains(cell: Cell, make: Callable[[Cell], nn.Module]) -> bool:
-    """Whether a net of a cell learns something at one of the rates."""
-    return any(_learns(cell, make(cell), lr) for lr in RATES[cell.optimizer == "adam"])
+    """Whether a net of a cell learns something at one of the rates, in two of three orders of the instances."""
+
+    def once(order: int) -> bool:
+        return any(_learns(cell, make(cell), lr, order) for lr in RATES[cell.optimizer == "adam"])
+
+    first, second = once(0), once(1)
+    return first if first == second else once(2)
 
 
-def _learns(cell: Cell, net: nn.Module, lr: float) -> bool:
+def _learns(cell: Cell, net: nn.Module, lr: float, order: int) -> bool:
     x, y, held_x, held_y = data(cell.data)
     chance = float(held_y.bincount().max()) / len(held_y)
     optimizer = dlblocks.optimizer(OPTIMIZERS[cell.optimizer], net, lr=lr)
-    draw = torch.Generator().manual_seed(cell.seed + 1)
+    draw = torch.Generator().manual_seed(cell.seed + 1 + order)
     rows: list[Tensor] = []
     for step in range(1, STEPS + 1):
         rows = rows or [

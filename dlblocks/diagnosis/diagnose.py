@@ -15,7 +15,7 @@ from dlblocks import factory
 from dlblocks.diagnosis.report import Diagnosis
 from dlblocks.diagnosis.signal import LossFunction, Signal, measure, output_of
 from dlblocks.diagnosis.ties import findings
-from dlblocks.diagnosis.trial import SLOW, Trial, run_trial, update
+from dlblocks.diagnosis.trial import SLOW, STARTED, UNSURE, Trial, run_trial, update
 from dlblocks.diagnosis.verdict import Verdict, judge
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
@@ -28,6 +28,8 @@ RATES = {True: (1e-3, 1e-2, 1e-4), False: (1e-1, 1e-2, 1e-3, 1.0)}
 # Offered where a net will not start, if they help.
 _INITS = ("auto", "he_normal", "glorot_uniform", "lecun_normal", "orthogonal")
 _SUGGESTIONS = 3
+# In so many orders of the instances is a net tried at most; the middle one tells.
+_ORDERS = 3
 # Instances for the signal, whose bounds were set with as many.
 _SEEN = 256
 
@@ -46,7 +48,9 @@ def diagnose(
     """Whether a net will start to train, the layer where it breaks if not, and what would help.
 
     One batch of up to 256 instances is run forward and back. Where that does not tell, copies are trained for at
-    most 200 steps on three quarters of the instances and judged by the rest. The model, its modes and the random state stay as they are.
+    most 200 steps on three quarters of the instances and judged by the rest; near the border between started and not,
+    in up to three orders of the instances, of which the middle one counts. The model, its modes and the random state
+    stay as they are.
 
     Args:
         model: any module that gives a tensor (or has `.logits` in what it gives).
@@ -112,10 +116,17 @@ class _Case:
                 return (None,)
         return RATES[self.adaptive]
 
-    def trial(self, net: nn.Module, lr: float | None) -> Trial:
-        second = bool(self._tag("second_order"))
+    def trial(self, net: nn.Module, lr: float | None, order: int) -> Trial:
         return run_trial(
-            net, self.x, self.y, self.loss, self.build, lr, batch_size=self.batch_size, second_order=second
+            net,
+            self.x,
+            self.y,
+            self.loss,
+            self.build,
+            lr,
+            batch_size=self.batch_size,
+            second_order=bool(self._tag("second_order")),
+            order=order,
         )
 
     def _tag(self, name: str) -> Any:
@@ -133,12 +144,30 @@ def _judged(net: nn.Module, case: _Case) -> tuple[Verdict, Signal, tuple[Trial, 
     verdict = judge(signal, case.adaptive)
     if verdict.outcome != "unclear" or not case.trials:
         return verdict, signal, ()
-    ran: list[Trial] = []
-    for lr in case.rates():
-        ran.append(case.trial(net, lr))
-        if ran[-1].outcome == "started":
+    rounds = _rounds(net, case)
+    middle = sorted(rounds, key=_skill_of)[len(rounds) // 2]
+    return _after(middle, verdict), signal, tuple(trial for trials in rounds for trial in trials)
+
+
+def _rounds(net: nn.Module, case: _Case) -> list[list[Trial]]:
+    """Trials at each rate until one starts for sure; in other orders too, where the first leaves it open."""
+    rounds: list[list[Trial]] = []
+    for order in range(_ORDERS):
+        rounds.append([])
+        for lr in case.rates():
+            rounds[-1].append(case.trial(net, lr, order))
+            if _skill_of(rounds[-1]) >= UNSURE[1]:
+                break
+        skills = [_skill_of(trials) for trials in rounds]
+        if order == 0 and not UNSURE[0] <= skills[0] < UNSURE[1]:
             break
-    return _after(ran, verdict), signal, tuple(ran)
+        if order == 1 and (skills[0] >= STARTED) == (skills[1] >= STARTED):
+            break
+    return rounds
+
+
+def _skill_of(trials: Sequence[Trial]) -> float:
+    return max(trial.skill for trial in trials)
 
 
 def _after(trials: Sequence[Trial], verdict: Verdict) -> Verdict:

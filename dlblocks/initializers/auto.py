@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlblocks.errors import UserError
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED
+from dlblocks.initializers.structured import identity
 from dlblocks.probing import probed
 from dlblocks.surgery import find_activations
 from dlblocks.theory.operating_point import OperatingPoint, operating_point
@@ -49,6 +50,9 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
     1 / (number of such layers). The last one gives a standard deviation of 0.1. A layer that is called
     several times is set at its first call.
 
+    Between two activations that outgrow every line (exp, relu^2), a layer of as many outputs as inputs passes each unit on
+    by itself with its sign turned: `W = -s I` (`theory.operating_point`).
+
     Args:
         model: any module, its weights filled with random values of any scale.
         batch: inputs, as the model takes them.
@@ -77,6 +81,11 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
             # A function in the code may be the activation that was not seen.
             return _PLAIN if hidden_calls else OperatingPoint(0.0, 1 / open_ends, 0.0, 0.0)
 
+        for layer in layers:
+            ends = before[layer], after[layer]
+            turns = [points[end].turns for end in ends if end is not None and end in points]
+            if len(turns) == 2 and turns[0] is not None and turns[1] is not None:
+                _turn(layer, turns[0])
         todo = set(layers)
 
         def at_first_call(layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
@@ -93,6 +102,14 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _turn(layer: nn.Module, turns: int) -> None:
+    """Let a layer with as many inputs as outputs pass each unit on by itself."""
+    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    assert isinstance(weight, Tensor)
+    if weight.shape[0] == weight.shape[1] * groups:
+        identity(weight, gain=turns, groups=groups)
 
 
 def _set(layer: nn.Module, output: Tensor, point: OperatingPoint, share: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import dlblocks
 from dlblocks.diagnosis.report import Diagnosis
+from dlblocks.diagnosis.trial import STARTED, Trial
 from dlblocks.errors import UserError
 
 SGD = {"name": "sgd", "momentum": 0.9}
@@ -83,6 +84,31 @@ def test_adam_starts_where_gradient_descent_can_not(digits) -> None:
     assert dlblocks.diagnose(faint, digits, optimizer="adam", suggest=False).verdict.outcome == "trains"
     slow = dlblocks.diagnose(faint, digits, optimizer=SGD)
     assert slow.verdict.outcome != "trains"
+
+
+@pytest.mark.parametrize(
+    ("skills", "outcome"),
+    [
+        ((0.5,), "trains"),
+        ((0.05,), "will not start"),
+        ((0.2, 0.3), "trains"),
+        ((0.15, 0.1), "slow"),
+        ((0.2, 0.1, 0.19), "trains"),
+        ((0.2, 0.0, 0.09), "slow"),
+    ],
+)
+def test_near_the_border_other_orders_are_tried(
+    digits, monkeypatch: pytest.MonkeyPatch, skills: tuple[float, ...], outcome: str
+) -> None:
+    def scripted(*parts: object, order: int, **_: object) -> Trial:
+        skill = skills[order]
+        return Trial(parts[5], "started" if skill >= STARTED else "nothing", skill, 200, order)
+
+    monkeypatch.setattr("dlblocks.diagnosis.diagnose.run_trial", scripted)
+    unclear = net("sigmoid", "glorot_uniform", 2)
+    found = dlblocks.diagnose(unclear, digits, optimizer=SGD, lr=0.01, suggest=False)
+    assert found.verdict.outcome == outcome
+    assert tuple(trial.skill for trial in found.trials) == skills
 
 
 def test_the_learning_rate_counts(digits) -> None:

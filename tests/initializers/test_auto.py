@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import dlblocks
@@ -42,6 +43,45 @@ def test_signal_and_gradient_pass_through_thirty_layers(name: str) -> None:
     ]
     assert len(weights) == 31
     assert max(relative) < 100 * min(relative)
+
+
+@pytest.mark.parametrize("name", ["exponential", "squared_relu", "star_relu", "sigmoid", "softplus"])
+def test_thirty_layers_learn(name: str) -> None:
+    x, y = load_digits(return_X_y=True)
+    # Pixels that are hardly ever set become outliers.
+    x = torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-9), dtype=torch.float32)
+    y = torch.tensor(y)
+    torch.manual_seed(0)
+    net = dlblocks.model("mlp", (64,), 10, name, depth=30, width=64)
+    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=x[:256])
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
+    for step in range(100):
+        rows = slice(64 * step % 1408, 64 * step % 1408 + 64)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimizer.step()
+    assert (net(x[1472:]).argmax(1) == y[1472:]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_layers_between_activations_that_outgrow_lines_turn_each_unit(groups: int) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        dlblocks.activation("squared_relu"),
+        nn.Conv2d(8, 8, 3, padding=1, groups=groups),
+        dlblocks.activation("squared_relu"),
+        nn.Conv2d(8, 4, 3, padding=1),
+        dlblocks.activation("squared_relu"),
+        nn.Flatten(),
+        nn.Linear(256, 3),
+    )
+    x = inputs(64, 64).reshape(64, 1, 8, 8)
+    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=x)
+    turned = net[2].weight[:, :, 1, 1]
+    block = 8 // groups
+    assert turned.count_nonzero() == net[2].weight.count_nonzero() == 8
+    assert all(turned[unit, unit % block] == turned[0, 0] < 0 for unit in range(8))
+    assert net[4].weight.count_nonzero() > 200  # fewer outputs than inputs: at random
 
 
 def test_relu_gets_the_variance_of_he() -> None:
