@@ -362,10 +362,9 @@ class LitModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("train_meters", [])
-        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        # Of another number of processes, the metrics of the epoch are those of its rest.
-        if training and len(states) == self.trainer.world_size:
-            self._meters["train"].load_state_dict(states[self.global_rank])
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            # Values are taken over all processes, so it does not matter which one has what another number of them left.
+            self._meters["train"].load_state_dicts(states[self.global_rank :: self.trainer.world_size])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if not self._second_order:
@@ -379,6 +378,9 @@ class LitModule(L.LightningModule):
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None where the Trainer has no end."""
         total = self.trainer.estimated_stepping_batches
+        if self.trainer.ckpt_path is not None:
+            # Lightning has set up the loader for this, before it knows a checkpoint's place in it; let it do so again.
+            self.trainer.fit_loop._combined_loader = None
         return int(total) if total != float("inf") else None
 
     def _loss(self, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
