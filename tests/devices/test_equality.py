@@ -114,3 +114,5 @@ def test_a_divided_nets_checkpoint_is_a_plain_one(runs: Path) -> None:
     content = torch.load(path, weights_only=True)
     assert all(type(value) is torch.Tensor for value in content["state_dict"].values())
     assert dlblocks.LitModule.load_from_checkpoint(path)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    # Written as that of any run: whole or not at all, with the one before beside it.
+    assert path.with_name("last-previous.ckpt").exists()
