@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from dlblocks.errors import UserError
 
@@ -23,14 +24,20 @@ FOLDER = "checkpoints"
 # Of the one that a signal leaves in the middle of an epoch.
 INTERRUPTED = "interrupted.ckpt"
 _PREVIOUS = "-previous"
+# Bytes: a buffer may repeat the same numbers.
+_CLAIMED = 2**26
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file, and what `read` found in it."""
+    """A checkpoint file, what `read` found in it, and the key of the recipe that named it, such as `ckpt_path=`."""
 
     path: Path
     content: dict[str, Any]
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.path}"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -119,6 +126,7 @@ def read(path: str | os.PathLike[str], where: str = "") -> dict[str, Any]:
     try:
         _verify(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(content)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         wanted = f"it asks for {found[1]}" if found else str(error).splitlines()[0]
@@ -140,6 +148,21 @@ def _verify(path: Path) -> None:
             raise ValueError(f"its parts claim {size} bytes")
         if (broken := archive.testzip()) is not None:
             raise ValueError(f"{broken} has another checksum")
+
+
+def _check_sizes(content: Any) -> None:
+    """Refuse tensors that claim far more numbers than are stored, as the first operation would make room for them.
+
+    Raises:
+        ValueError: says how many bytes they claim.
+    """
+    claimed = 0
+    for value in tree_leaves(content):
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            size = value.numel() * value.element_size()
+            claimed += size if size > value.untyped_storage().nbytes() else 0
+    if claimed > _CLAIMED:
+        raise ValueError(f"its tensors claim {claimed} bytes that are not in it")
 
 
 def fitting(content: Mapping[str, Any], module: nn.Module, name: str) -> None:

@@ -70,18 +70,24 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` gave."""
+    """Put back what `random_state` gave.
+
+    Raises:
+        ValueError: it is no such state.
+    """
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # NumPy would read there
+        raise ValueError(f"NumPy's generator has no position {rest[0]}")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
 
 
 class StopAtSignal(Callback):
-    """SIGTERM and Ctrl-C end the run after the present step, with a checkpoint; a second one ends it at once.
+    """SIGTERM and Ctrl-C end the run after the present update, with a checkpoint; a second one ends it at once.
 
     Args:
         folder: the run folder.
@@ -103,7 +109,17 @@ class StopAtSignal(Callback):
         except ValueError:
             self._before = {}  # not in the main thread, which alone gets signals
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
+        # No checkpoint has the gradients of batches that are accumulated: wait for the update.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         # After the last batch come the validation and the epoch's own checkpoint: wait for them.
         if not trainer.is_last_batch and self._agreed(trainer):
             trainer.save_checkpoint(self.path)

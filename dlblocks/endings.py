@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
+from types import NoneType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed import DistNetworkError, DistStoreError
 
@@ -64,11 +66,13 @@ def together(trainer: pl.Trainer, folder: Path, last_words: Callable[[str], None
         UserError: another process ended, or could not be reached.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+    # A strategy that divides the net has none in the processes that were started already.
+    own = isinstance(strategy.launcher, (_SubprocessScriptLauncher, NoneType))
+    if not own or not isinstance(strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy)):
         yield
         return
-    given = strategy.launcher
-    launcher = Launcher(given.cluster_environment, given.num_processes, given.num_nodes)
+    assert strategy.cluster_environment is not None
+    launcher = Launcher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
     launcher.folder = folder
     strategy._launcher = launcher
     done = threading.Event()

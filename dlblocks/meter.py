@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,21 +83,33 @@ class Meter:
             "of_task": {name: dict(metric.metric_state) for name, metric in metrics.of_task.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        if not state:
-            return
-        self._last = state["last"]
-        self._losses, self._outputs, self._targets, self._counts = (list(v) for v in state["gathered"])
-        metrics = self._made()
-        of_task = dict(metrics.of_task.items())
-        for metric, values in (
-            (metrics.total, state["total"]),
-            (metrics.count, state["count"]),
-            *((of_task[name], values) for name, values in state["of_task"].items()),
-        ):
-            for key, value in values.items():
-                setattr(metric, key, value)
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state_dict` gave, in one process or in several.
+
+        Raises:
+            ValueError: labels that are none; metrics would count up to them.
+        """
+        self._metrics, self._last = None, None
+        self._losses, self._outputs, self._targets, self._counts = [], [], [], []
+        for state in filter(None, states):
+            self._last = state["last"]
+            losses, outputs, targets, counts = state["gathered"]
+            top = max(self._task.outputs, 2)
+            if any(((y < 0) | (y >= top)).any() for y in targets if not y.is_floating_point()):
+                raise ValueError(f"labels must be from 0 to {top - 1}")
+            self._losses += losses
+            self._outputs += outputs
+            self._targets += targets
+            self._counts += counts
+            metrics = self._made()
+            of_task = dict(metrics.of_task.items())
+            for metric, values in (
+                (metrics.total, state["total"]),
+                (metrics.count, state["count"]),
+                *((of_task[name], values) for name, values in state["of_task"].items()),
+            ):
+                metric.merge_state(values)
+                metric._update_count += 1  # which merging leaves at 0, so that `compute` would warn
 
     def _made(self) -> _Metrics:
         if self._metrics is None:

@@ -362,10 +362,10 @@ class LitModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("train_meters", [])
-        training = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        # Of another number of processes, the metrics of the epoch are those of its rest.
-        if training and len(states) == self.trainer.world_size:
-            self._meters["train"].load_state_dict(states[self.global_rank])
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._forget_loader()
+            # Values are taken over all processes, so it does not matter which one has what another number of them left.
+            self._meters["train"].load_state_dicts(states[self.global_rank :: self.trainer.world_size])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if not self._second_order:
@@ -379,7 +379,17 @@ class LitModule(L.LightningModule):
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None where the Trainer has no end."""
         total = self.trainer.estimated_stepping_batches
+        if self.trainer.ckpt_path is not None:
+            self._forget_loader()
         return int(total) if total != float("inf") else None
+
+    def _forget_loader(self) -> None:
+        """Let Lightning set up the training data again.
+
+        It does so when the steps of a run are counted, before it knows a checkpoint's place in the data, and would leave
+        that out. Nets are divided, and their steps counted, before a checkpoint is read; other nets after it.
+        """
+        self.trainer.fit_loop._combined_loader = None
 
     def _loss(self, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """The loss, the net's output, and over how much the loss is a mean; None for the number of instances."""

@@ -151,6 +151,8 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
             "data.batch_size=auto: a run that goes on from a checkpoint keeps its size; set data.batch_size to the"
             " one in its result.json."
         )
+    if trainer.get("strategy") == "fsdp2":
+        _check_divided(batches["auto"], found)
     _check_sweep(recipe.get("sweep"))
     return Recipe(
         run=run,
@@ -226,6 +228,17 @@ def _batches(
         if not auto:
             trainer["accumulate_grad_batches"] = effective // size
     return {"auto": auto, "max_size": largest, "effective": effective, "lr_reference": reference}
+
+
+def _check_divided(size: bool, rate: bool) -> None:
+    """Refuse to search where the net is divided: what is found is found by training copies of it."""
+    for key, asked in (("data.batch_size", size), ("optimizer.lr", rate)):
+        if asked:
+            raise UserError(
+                f"{key}=auto: is found by training copies of the net, which trainer.strategy=fsdp2 divides. Find it"
+                f" with trainer=ddp (on the CPU trainer=ddp_cpu) or on one device, and give {key}=<what the run's"
+                " result.json has under chosen>."
+            )
 
 
 def _without_auto(spec: Any) -> tuple[Any, bool]:

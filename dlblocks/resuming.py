@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torch.optim import Optimizer
 
 from dlblocks.checkpoints import Checkpoint, fitting
 from dlblocks.continuity import continue_tables
@@ -48,14 +52,14 @@ def check_start(start: Checkpoint, module: LitModule) -> None:
         if part in start.content:
             value = start.content[part]
             _need(_is(value, kind) and (kind is not int or value >= 0), start, part, value)
-    fitting(start.content, module, _name(start))
+    fitting(start.content, module, str(start))
     theirs = start.content.get("hyper_parameters", {})
     for block in ("optimizer", "scheduler"):
         given = theirs.get(block, {})
         _need(isinstance(given, Mapping), start, f"hyper_parameters.{block}", given)
         there, here = given.get("name"), module.hparams.get(block, {}).get("name")
         if there != here:
-            raise UserError(f"{_name(start)}: was trained with {block}={there}, which can't go on as {here}.")
+            raise UserError(f"{start}: was trained with {block}={there}, which can't go on as {here}.")
 
 
 def take_up(start: Checkpoint, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
@@ -95,15 +99,25 @@ def take_up(start: Checkpoint, trainer: L.Trainer, data: TableDataModule, result
 class Restoring(Callback):
     """Knows whether what a checkpoint holds may still have to prove itself: until the first epoch from there is over.
 
-    Optimizers, schedulers and callbacks take over values of any kind, and use them only later.
+    Optimizers, schedulers and callbacks take over values of any kind, and use them only later. Those that could do harm
+    before they fail are checked when training starts.
     """
 
     def __init__(self) -> None:
         self.under_way = False
+        self._start: Checkpoint | None = None
         self._epochs = 0
 
     def setup(self, *_: Any, **__: Any) -> None:
         self.under_way = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        if self._start is not None:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    _check_removal(callback, self._start)
+            for optimizer in trainer.optimizers:
+                _check_fused(optimizer, self._start)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._epochs += 1
@@ -116,6 +130,7 @@ class Restoring(Callback):
         Raises:
             UserError: what failed while `under_way`.
         """
+        self._start = start
         try:
             yield
         except (UserError, MemoryError, torch.OutOfMemoryError, OSError):
@@ -123,9 +138,54 @@ class Restoring(Callback):
         except Exception as error:
             if not self.under_way:
                 raise
+            said = next(iter(str(error).splitlines()), "")
             raise UserError(
-                f"{_name(start)}: the run can't go on from what it holds ({type(error).__name__}: {error})."
+                f"{start}: the run can't go on from what it holds ({type(error).__name__}: {said})."
+                f"{_instead(start)}"
             ) from error
+
+
+def _check_removal(callback: ModelCheckpoint, start: Checkpoint) -> None:
+    """Refuse paths that Lightning would remove, with all that is in them, though they are no checkpoints of the run.
+
+    It removes those that begin with the folder of the run's checkpoints, wherever `..` and links lead, and those of
+    other protocols.
+    """
+    own = Path(callback.dirpath or "").absolute()
+    paths = (
+        callback.best_model_path,
+        callback.kth_best_model_path,
+        callback.last_model_path,
+        *callback.best_k_models,
+    )
+    for path in paths:
+        whole = Path(path).absolute()
+        elsewhere = whole.name == ".." or not whole.parent.resolve().is_relative_to(own.resolve())
+        _need(
+            not re.search("::|://", path) and not (own in whole.parents and elsewhere),
+            start,
+            "a path of callbacks.ModelCheckpoint",
+            path,
+        )
+
+
+def _check_fused(optimizer: Optimizer, start: Checkpoint) -> None:
+    """Refuse states that torch's fused updates would write beyond, since these don't look at shapes."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    number = key == "step" and value.numel() == 1
+                    shape = tuple(value.shape)
+                    _need(number or _laid_out_as(value, parameter), start, f"optimizer_states: {key}", shape)
+
+
+def _laid_out_as(value: Tensor, parameter: Tensor) -> bool:
+    return (value.layout, value.dtype, value.shape) == (
+        parameter.layout,
+        parameter.dtype,
+        parameter.shape,
+    ) and (value.stride() == parameter.stride() or (value.is_contiguous() and parameter.is_contiguous()))
 
 
 def _of_callback(start: Checkpoint, callback: str) -> Mapping[str, Any]:
@@ -142,8 +202,9 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _need(held: bool, start: Checkpoint, part: str, value: Any) -> None:
     if not held:
-        raise UserError(f"{_name(start)}: damaged; {part} can't be {reprlib.repr(value)}.")
+        raise UserError(f"{start}: damaged; {part} can't be {reprlib.repr(value)}.{_instead(start)}")
 
 
-def _name(start: Checkpoint) -> str:
-    return f"ckpt_path={start.path}"
+def _instead(start: Checkpoint) -> str:
+    """What to do about one that resuming chose itself."""
+    return "" if start.key else " Without that file the run goes on from the checkpoint before it."

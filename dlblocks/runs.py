@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dlblocks.errors import UserError
+from dlblocks.processes import rank
 from dlblocks.results import Result
 
 # A recipe has some hundred values in four levels; a file beyond these is none.
@@ -43,7 +46,10 @@ def saved_recipe(folder: str | Path, max_epochs: int | None = None) -> dict[str,
         UserError: no run folder, a damaged file, or nothing left to do.
     """
     recipe = read_recipe(folder)
-    done = read_status(folder) == "completed"
+    try:
+        done = read_status(folder) == "completed"
+    except UserError as error:
+        raise UserError(f"{error} Without that file the run can go on.") from error
     if max_epochs is None:
         if done:
             raise UserError(
@@ -115,14 +121,51 @@ def read_status(folder: str | Path) -> str | None:
         return None
 
 
-def last_unfinished(root: str | Path) -> Path:
-    """The newest run folder under `root` whose run is not complete.
+def last_unfinished(root: str | Path) -> tuple[Path, list[str]]:
+    """The newest run folder under `root` whose run can go on, and why newer ones can't.
 
     Raises:
         UserError: there is none.
     """
     configs = sorted(Path(root).glob("**/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    aside: list[str] = []
     for path in configs:
-        if path.parent.name != ".hydra" and read_status(path.parent) != "completed":
-            return path.parent
-    raise UserError(f"resume=last: no unfinished run under {root}.")
+        folder = path.parent
+        if folder.name == ".hydra":
+            continue
+        try:
+            if read_status(folder) == "completed":
+                continue
+            read_recipe(folder)
+            with held(folder):
+                return folder, aside
+        except UserError as error:
+            aside.append(str(error))
+    raise UserError(" ".join([f"resume=last: no unfinished run under {root} that can go on.", *aside]))
+
+
+@contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Keep a run folder for the training that is in it, until that ends in any way. Only process 0 keeps it.
+
+    File systems and platforms that can't lock a folder let it be shared.
+
+    Raises:
+        UserError: another training has it.
+    """
+    if os.name != "posix" or rank():
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is training in it.") from error
+        except OSError:
+            pass  # no locks here
+        yield
+    finally:
+        os.close(handle)

@@ -52,8 +52,7 @@ def build_trainer(
         from dlblocks.sync_batch_norm import SyncBatchNorm
 
         given["sync_batchnorm"], callbacks = False, [*callbacks, SyncBatchNorm()]
-    # A strategy that divides the net has its own way with files.
-    plugins = given.pop("plugins", None) or ([] if _divides(given) else [AtomicCheckpoints()])
+    plugins = given.pop("plugins", None) or ([] if _own_files(given) else [AtomicCheckpoints()])
     if given.get("strategy") == "fsdp2":
         given["strategy"] = _sharded(given)
     try:
@@ -87,8 +86,10 @@ def _sharded(config: Mapping[str, Any]) -> Strategy:
     return ShardedStrategy()
 
 
-def _divides(config: Mapping[str, Any]) -> bool:
-    return any(word in str(config.get("strategy", "")).lower() for word in ("fsdp", "parallel", "deepspeed"))
+def _own_files(config: Mapping[str, Any]) -> bool:
+    """Whether the strategy is one of Lightning's that divide the net, which have their own way with checkpoints."""
+    strategy = str(config.get("strategy", "")).lower()
+    return strategy != "fsdp2" and any(word in strategy for word in ("fsdp", "parallel", "deepspeed"))
 
 
 def _check_device(config: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from dlblocks.processes import joined_folder
 from dlblocks.recipe import Recipe, check
 from dlblocks.results import Result, draw_curves, told, write_atomically, write_table
 from dlblocks.resuming import Restoring, check_start, take_up
-from dlblocks.runs import new_folder, saved_recipe
+from dlblocks.runs import held, new_folder, saved_recipe
 from dlblocks.seeds import derive
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
 from dlblocks.tuning.finder import show, tell
@@ -48,15 +48,19 @@ def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result
         The result, which is also in `result.json`.
 
     Raises:
-        UserError: something in the recipe is wrong, or the training loss became infinite or NaN.
+        UserError: something in the recipe is wrong, the folder is another run's, or the training loss became infinite
+            or NaN.
+        OSError: the folder can't be made.
     """
     checked = check(recipe)
     run = checked.run
     folder = folder or joined_folder() or new_folder(run["root"], run["name"])
     result = Result(folder=str(folder), seed=run["seed"])
-    if is_main_process() and (Path(result.folder) / "result.json").exists():
-        raise UserError(f"{result.folder}: holds the result of another run; choose a new run folder.")
-    return _told(checked, result)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        if is_main_process() and (Path(folder) / "result.json").exists():
+            raise UserError(f"{folder}: holds the result of another run; choose a new run folder.")
+        return _told(checked, result)
 
 
 def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
@@ -70,22 +74,23 @@ def resume(folder: str | Path, max_epochs: int | None = None) -> Result:
         max_epochs: instead of the `trainer.max_epochs` of the run.
 
     Raises:
-        UserError: no run there, a damaged file, or a run that is complete.
+        UserError: no run there, a damaged file, or a run that is complete or under way.
     """
     plain = saved_recipe(folder, max_epochs)
     checked = check(plain)
     result = Result(folder=str(folder), seed=checked.run["seed"])
-    start, damaged = newest(folder)
-    if is_main_process():
-        tidy(folder)
-        for line in damaged:
-            tell(f"left aside: {line}")
-        tell(
-            f"goes on from {start.path}"
-            if start
-            else f"{folder} has no whole checkpoint: the run begins again"
-        )
-    return _told(checked, result, start)
+    with held(folder):
+        start, damaged = newest(folder)
+        if is_main_process():
+            tidy(folder)
+            for line in damaged:
+                tell(f"left aside: {line}")
+            tell(
+                f"goes on from {start.path}"
+                if start
+                else f"{folder} has no whole checkpoint: the run begins again"
+            )
+        return _told(checked, result, start)
 
 
 def _told(checked: Recipe, result: Result, start: Checkpoint | None = None) -> Result:
@@ -116,10 +121,9 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
     folder = Path(result.folder)
     resumed, given = start is not None, recipe.run["ckpt_path"]
     if given is not None and start is None:
-        start = Checkpoint(Path(given), read(given, "ckpt_path="))
+        start = Checkpoint(Path(given), read(given, "ckpt_path="), "ckpt_path=")
     if is_main_process():
         result.describe(recipe.plain)
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", yaml.safe_dump(dict(recipe.plain), sort_keys=False))
 
     with _timed(result, "data"):

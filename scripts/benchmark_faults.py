@@ -17,6 +17,9 @@ TRAIN = [sys.executable, str(Path(__file__).resolve().parent / "train.py")]
 RECIPE = [
     "data=digits",
     "model.dropout=0.1",
+    # Most checkpoints are inside an epoch, of 34 steps, and the rate depends on the place in the run.
+    "scheduler=one_cycle",
+    "callbacks.last_checkpoint.every_n_train_steps=25",
     "callbacks=default",
     "callbacks.early_stopping=null",
     "callbacks.progress_bar=null",

@@ -34,6 +34,8 @@ PLAIN = st.recursive(
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 LAUGHS = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
+# A state that lets NumPy read beyond its numbers.
+NUMPY = ("MT19937", [0] * 624, 10**6, 0, 0.0)
 WHOLE: dict[str, Any] = {
     "folder": "runs/a",
     "status": "completed",
@@ -230,9 +232,22 @@ def _at(content: Any, *path: Any) -> tuple[Any, Any]:
         (["hyper_parameters", "optimizer"], "sgd", "hyper_parameters.optimizer can't be 'sgd'"),
         (["pytorch-lightning_version"], "", "can't go on .*Invalid version"),
         (["train_meters"], [5], "can't go on"),
+        (["callbacks", "Continuity", "random", 0, "numpy"], NUMPY, "can't go on .*no position 1000000"),
+        (["optimizer_states", 0, "state", 0, "exp_avg"], torch.zeros(2), r"exp_avg can't be \(2,\)"),
+        (
+            ["optimizer_states", 0, "state", 0, "exp_avg_sq"],
+            torch.zeros(1).expand(4, 13),
+            r"exp_avg_sq can't be",
+        ),
+        (["optimizer_states", 0, "state", 0, "step"], torch.zeros(0), r"step can't be \(0,\)"),
+        (
+            ["optimizer_states", 0, "state", 0, "exp_avg"],
+            torch.zeros(1).expand(10**5, 10**5),
+            "tensors claim 400",
+        ),
         (["optimizer_states", 0, "state"], 5, "can't go on"),
         (["optimizer_states", 0, "state", 0], {"step": "x"}, "can't go on"),
-        (["optimizer_states", 0, "param_groups", 0, "lr"], "x", "can't go on"),
+        (["optimizer_states", 0, "param_groups", 0, "lr"], "x", r"can't go on .*\)\.$"),
     ],
 )
 def test_strange_values_of_what_resuming_takes_up_are_refused_by_name(
@@ -254,8 +269,38 @@ def test_the_run_that_a_strange_checkpoint_belongs_to_is_told_so(tmp_path: Path,
     run = shutil.copytree(begun, tmp_path / "run")
     for path in run.glob("checkpoints/*.ckpt"):
         torch.save({**torch.load(path, weights_only=True), "callbacks": {"History": 5}}, path)
-    with pytest.raises(UserError, match=r"callbacks\.History can't be 5"):
+    match = r"^.*run/checkpoints/\S+\.ckpt: damaged; callbacks\.History can't be 5\. Without that file the run goes on"
+    with pytest.raises(UserError, match=match):
         resume(run, 2)
+
+
+@pytest.mark.parametrize("way", ["up", "link", "protocol"])
+def test_going_on_removes_nothing_but_checkpoints_of_the_run(tmp_path: Path, begun: Path, way: str) -> None:
+    run = shutil.copytree(begun, tmp_path / "run")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    folder = run / "checkpoints"
+    (folder / "link").symlink_to(tmp_path)
+    path = {
+        "up": f"{folder}/../../mine",
+        "link": f"{folder}/link/mine",
+        "protocol": f"local://{mine}",
+    }[way]
+    last = folder / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_k_models" in state:
+            state |= {"dirpath": str(folder), "best_model_path": path, "kth_best_model_path": path}
+            state |= {"best_k_models": {path: torch.tensor(-1.0)}, "kth_value": torch.tensor(-1.0)}
+    for other in folder.glob("*.ckpt"):
+        other.unlink()
+    torch.save(content, last)
+    with pytest.raises(
+        UserError, match=re.escape(f"a path of callbacks.ModelCheckpoint can't be '{path[:9]}")
+    ):
+        resume(run, 2)
+    assert (mine / "thesis.txt").exists()
 
 
 def test_a_sample_of_the_fuzz_ends_well() -> None:

@@ -79,6 +79,15 @@ def test_one_message_with_the_key_and_what_would_be_right(path: str, value: Any,
         check(changed(path, value))
 
 
+@pytest.mark.parametrize("key", ["optimizer.lr", "data.batch_size"])
+def test_nothing_is_found_for_a_divided_net(key: str) -> None:
+    group, name = key.split(".")
+    divided = changed("trainer.strategy", "fsdp2")
+    divided[group] = {**divided[group], name: "auto"}
+    with pytest.raises(UserError, match=f"{key}=auto: .*strategy=fsdp2 divides.* Find it with trainer=ddp"):
+        check(divided)
+
+
 def test_regimes_set_the_batch_size() -> None:
     assert check(dlblocks.compose("regime=gd")).data["batch_size"] == "full"
     assert check(dlblocks.compose("regime=sgd")).data["batch_size"] == 1

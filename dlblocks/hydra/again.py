@@ -72,7 +72,7 @@ def _continuation(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
     """The folder of a run that goes on, and what trains it."""
     folder = settings["resume"]
     if folder == "last":
-        folder = processes.joined_folder() or str(last_unfinished(settings.get("root", "runs")))
+        folder = processes.joined_folder() or _last(settings.get("root", "runs"))
     epochs = settings.get("trainer.max_epochs")
     if epochs is not None and not epochs.isdecimal():
         raise UserError(f"trainer.max_epochs={epochs}: must be a whole number.")
@@ -81,6 +81,15 @@ def _continuation(settings: dict[str, str]) -> tuple[str, Callable[[], Result]]:
     from dlblocks.training import resume
 
     return folder, lambda: resume(folder, None if epochs is None else int(epochs))
+
+
+def _last(root: str) -> str:
+    """The newest run folder that can go on; those before it that can't are told."""
+    folder, aside = last_unfinished(root)
+    if not processes.rank():
+        for reason in aside:
+            say(f"left aside: {reason}")
+    return str(folder)
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, str]:

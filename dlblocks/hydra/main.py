@@ -24,6 +24,7 @@ from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
 from dlblocks.hydra.plain import plain
 from dlblocks.recipe import check
 from dlblocks.results import Result, told
+from dlblocks.runs import held
 from dlblocks.sweeps.picture import Panel
 from dlblocks.sweeps.record import SweepRecord
 
@@ -111,7 +112,8 @@ class Jobs:
                 tell_main(message, folder)
                 return None
             if not (Path(folder) / "result.json").exists():
-                with suppress(OSError):  # a full disk has ended the run, and is what is told
+                # A full disk, or another training in this folder, has ended the run, and is what is told.
+                with suppress(OSError, UserError), held(folder):
                     Result(folder, status="failed", error=told(error)).save()
             say(f"error: {message}")
             if self.sweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "trainer=ddp_cpu", "hydra.run.dir=run"]
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), "hydra.run.dir=run"]
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null", "callbacks.early_stopping=null")
 ENDLESS = ("data=wine", "trainer.max_epochs=100000", *QUIET)
 
@@ -39,10 +40,10 @@ class Failing(Callback):
 """
 
 
-def start(cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(cwd: Path, *arguments: str, trainer: str = "ddp_cpu", **environment: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (str(cwd), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [*TRAIN, *arguments],
+        [*TRAIN, f"trainer={trainer}", *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -101,13 +102,15 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the other process by /proc")
 def test_no_process_outlives_the_main_one(tmp_path: Path) -> None:
-    process = start(tmp_path, *ENDLESS)
+    """Of a divided net; `test_resumed` does it to copies of one."""
+    process = start(tmp_path, *ENDLESS, trainer="fsdp_cpu")
     child = in_training(tmp_path, process)
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert is_gone(child)
     assert errors.count("error:") == 1
-    assert "rank 1" in errors
+    assert re.search("rank 1: another process of this run ended|the main process is gone, so rank 1", errors)
+    assert not (tmp_path / "run" / "traceback.txt").exists()
 
 
 @pytest.mark.parametrize(

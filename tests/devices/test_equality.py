@@ -32,6 +32,8 @@ CASES = {
     "batch norm": ("data=digit_pairs", "model=convnet", "model.channels=[4,6]", "data.batch_size=125", "data.samples=500", *SGD),
 }  # fmt: skip
 RESUMED = ("data=wine", "data.batch_size=7", "optimizer=adamw")
+# Of 16 steps an epoch: the only checkpoint is inside the second.
+INSIDE = (*RESUMED, "scheduler=cosine", "callbacks.last_checkpoint.every_n_train_steps=20")
 
 PROGRAM = """
 import json
@@ -55,6 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(root / "cpu" / case, *overrides)
     train(root / "whole", "trainer.max_epochs=3", *RESUMED)
     train(root / "first", "trainer.max_epochs=1", *RESUMED)
+    train(root / "inside", *INSIDE)
     recipes = {
         f"{trainer}/{case}": [*QUIET, *overrides, f"trainer={trainer}"]
         for trainer in ("ddp_cpu", "fsdp_cpu")
@@ -66,6 +69,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"ckpt_path={root}/first/checkpoints/last.ckpt",
         "trainer=fsdp_cpu",
     ]
+    for trainer in ("ddp_cpu", "fsdp_cpu"):
+        start = f"ckpt_path={root}/inside/checkpoints/last.ckpt"
+        recipes[f"{trainer}/inside"] = [*QUIET, *INSIDE, start, f"trainer={trainer}"]
     (root / "recipes.json").write_text(json.dumps(recipes))
     (root / "program.py").write_text(PROGRAM)
     done = subprocess.run(
@@ -109,8 +115,20 @@ def test_one_process_goes_on_from_a_divided_net_and_the_reverse(runs: Path) -> N
         torch.testing.assert_close(weights(runs / "third")[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("trainer", ["ddp_cpu", "fsdp_cpu"])
+def test_two_processes_go_on_inside_an_epoch_of_one(runs: Path, trainer: str) -> None:
+    """With the next batch, and with what was measured of those before."""
+    whole, rest = (
+        json.loads((runs / name / "inside" / "result.json").read_text()) for name in (".", trainer)
+    )
+    assert "train/loss" in whole["metrics"]
+    assert rest["metrics"] == pytest.approx(whole["metrics"], rel=1e-4, abs=1e-6)
+
+
 def test_a_divided_nets_checkpoint_is_a_plain_one(runs: Path) -> None:
     path = runs / "fsdp_cpu" / "multiclass" / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     assert all(type(value) is torch.Tensor for value in content["state_dict"].values())
     assert dlblocks.LitModule.load_from_checkpoint(path)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    # Written as that of any run: whole or not at all, with the one before beside it.
+    assert path.with_name("last-previous.ckpt").exists()

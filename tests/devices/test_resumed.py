@@ -27,12 +27,17 @@ def test_killed_processes_go_on_to_the_same_weights(tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     subprocess.run([*TRAIN, *RECIPE, f"hydra.run.dir={calm}"], check=True, capture_output=True)
     process = subprocess.Popen(
-        [*TRAIN, *RECIPE, f"hydra.run.dir={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*TRAIN, *RECIPE, f"hydra.run.dir={killed}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (killed / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    _, errors = process.communicate(timeout=60)  # which the other one ends, too
+    assert errors.count("error:") == 1
+    assert "rank 1" in errors
     subprocess.run([*TRAIN, f"resume={killed}"], check=True, capture_output=True)
     for name in ("best", "last"):
         ours, theirs = weights(killed, name), weights(calm, name)
