@@ -43,7 +43,8 @@ def blocks(repeats: int) -> list[tuple[str, ...]]:
             continue
         rows.append(_row(f"{name}, 1 M", _on_many(_activation(name)), _each(rivals, _on_many), repeats))
         rows.append(_row(f"{name}, MLP", _in_net(_activation(name)), _each(rivals, _in_net), repeats))
-    rows.extend(_row(name, ours, rivals, repeats) for name, ours, rivals in (*_losses(), *_initializers()))
+    others = (*_losses(), *_more_losses(), *_initializers())
+    rows.extend(_row(name, ours, rivals, repeats) for name, ours, rivals in others)
     rows.extend((peer, "not installed", "", "", "", why) for peer, why in MISSING.items())
     return rows
 
@@ -226,6 +227,61 @@ def _losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[]
             lambda ours=ours, target=target: ours(x, target).backward(),
             {"torch": lambda rival=rival, target=target: rival(x, target).backward()},
         )
+
+
+def _more_losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
+    """Those of other targets or arguments, and those of regions, on 100 k numbers."""
+    x, y = torch.randn(10_000, 10, requires_grad=True), torch.randn(10_000, 10)
+    bits, labels = (y > 0).float(), torch.randint(10, (10_000,))
+    signs, same = 2 * bits - 1, 2 * torch.randint(2, (10_000,)) - 1.0
+    picture, mask = torch.randn(1, 1, 320, 320, requires_grad=True), torch.rand(1, 1, 320, 320).round()
+    counts = list(range(10, 20))
+    a, b = torch.randn(100_000, requires_grad=True), torch.randn(100_000)
+    order = 2 * torch.randint(2, (100_000,)) - 1.0
+    # Ours, its parameters and arguments; the peer, what it is, and its arguments.
+    compared: list[tuple[str, dict[str, Any], tuple[Tensor, ...], str, Any, tuple[Tensor, ...]]] = [
+        ("smooth_l1", {}, (x, y), "torch", nn.SmoothL1Loss(), (x, y)),
+        ("poisson_nll", {}, (x, bits), "torch", nn.PoissonNLLLoss(), (x, bits)),
+        ("kl_div", {}, (x, y.softmax(1)), "torch", nn.KLDivLoss(reduction="batchmean"), (x, y.softmax(1))),
+        ("nll", {}, (x, labels), "torch", nn.NLLLoss(), (x, labels)),
+        ("soft_margin", {}, (x, bits), "torch", nn.SoftMarginLoss(), (x, signs)),
+        ("multi_margin", {}, (x, labels), "torch", nn.MultiMarginLoss(), (x, labels)),
+        ("cosine_embedding", {}, (x, y, same), "torch", nn.CosineEmbeddingLoss(), (x, y, same)),
+        ("triplet", {}, (x, y, y.flip(0)), "torch", nn.TripletMarginLoss(), (x, y, y.flip(0))),
+        ("margin_ranking", {}, (a, b, order), "torch", nn.MarginRankingLoss(), (a, b, order)),
+        ("hinge_embedding", {}, (a, order), "torch", nn.HingeEmbeddingLoss(), (a, order)),
+    ]
+    try:
+        import pytorch_optimizer as po
+    except ImportError:
+        MISSING["pytorch-optimizer"] = "pip install pytorch-optimizer"
+    else:
+        regions, name = (picture, mask), "pytorch-optimizer"
+        compared += [
+            ("dice", {}, regions, name, po.DiceLoss(mode="binary"), regions),
+            ("jaccard", {}, regions, name, po.JaccardLoss(mode="binary"), regions),
+            ("tversky", {}, regions, name, po.TverskyLoss(), regions),
+            ("focal_tversky", {}, regions, name, po.FocalTverskyLoss(), regions),
+            ("lovasz", {}, regions, name, lambda x, y: po.LovaszHingeLoss()(x[:, 0], y[:, 0]), regions),
+            ("soft_f1", {}, (x, bits), name, lambda x, y: po.SoftF1Loss()(x.sigmoid(), y), (x, bits)),
+            ("ldam", {"counts": counts}, (x, labels), name, po.LDAMLoss(num_class_list=counts), (x, labels)),
+            (
+                "bi_tempered",
+                {"iterations": 5},
+                (x, labels),
+                name,
+                po.BiTemperedLogisticLoss(t1=0.8, t2=1.3),
+                (x, labels),
+            ),
+            ("focal_cosine", {}, (x, labels), name, po.FocalCosineLoss(), (x, labels)),
+        ]
+
+    def training(loss: Any, arguments: tuple[Tensor, ...]) -> Callable[[], object]:
+        return lambda: loss(*arguments).backward()
+
+    for name, params, arguments, peer, rival, their_arguments in compared:
+        ours = dlblocks.loss(name, **params)
+        yield f"{name}, 100 k", training(ours, arguments), {peer: training(rival, their_arguments)}
 
 
 def _initializers() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:

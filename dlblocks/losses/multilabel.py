@@ -129,7 +129,7 @@ class DistributionBalanced(Loss):
         self.neg_scale, self.init_bias, self.gamma = neg_scale, init_bias, gamma
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        counts = self.frequencies(input, input.shape[-1])
+        counts = self.frequencies.factors(input, input.shape[-1])
         rarity = torch.ones_like(input) if counts is None else (1 / counts).expand_as(input)
         shares = rarity / (target * rarity).sum(-1, keepdim=True).clamp_min(torch.finfo(input.dtype).tiny)
         weight = self.alpha + torch.sigmoid(self.beta * (shares - self.mu))
