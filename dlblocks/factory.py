@@ -22,6 +22,10 @@ FOLLOWS = {"loss": "auto", "init": "auto", "bias_init": "auto", "activation": "d
 def activation(spec: Spec, /, where: str = "", **params: Any) -> nn.Module:
     """A fresh activation module. Of a ready module, a copy; of a class, an instance.
 
+    Raises:
+        UserError: unknown name or parameter, values that are not legal, alone or together, parameters for a
+            ready module.
+
     >>> activation("leaky_relu")
     LeakyReLU(negative_slope=0.1)
     """
@@ -48,6 +52,7 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
     tensor([0.5000, 0.5000])
     """
     if callable(spec):
+        _no_parameters(params, where or "initializer")
         ready: Callable[..., Tensor] = spec
         return ready
     import functools
@@ -60,13 +65,27 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
 
 
 def _module(kind: str, spec: Spec, where: str, params: dict[str, Any]) -> nn.Module:
-    if isinstance(spec, (str, Mapping)):
-        built: nn.Module = build(kind, spec, where=where, **params)
+    if isinstance(spec, type):
+        made: nn.Module = spec(**params)
+        return made
+    if not callable(spec):
+        try:
+            built: nn.Module = build(kind, spec, where=where, **params)
+        except UserError:
+            raise
+        except (ValueError, AssertionError) as error:  # of parameters that don't go together
+            raise UserError(f"{where or kind}: {error}") from error
         return built
     import copy
 
-    ready: nn.Module = spec(**params) if isinstance(spec, type) else copy.deepcopy(spec)
+    _no_parameters(params, where or kind)
+    ready: nn.Module = copy.deepcopy(spec)
     return ready
+
+
+def _no_parameters(params: Mapping[str, Any], where: str) -> None:
+    if params:
+        raise UserError(f"{where}: what is ready takes no parameters, got {', '.join(params)}.")
 
 
 def model(

@@ -24,6 +24,8 @@ from dlblocks.registry import REGISTRY, names
 Function = Callable[[Tensor], Tensor]
 
 ROWS = 1000
+# Seconds that a measurement takes at least.
+MEASUREMENT = 0.01
 # Peer -> why it has no column.
 MISSING: dict[str, str] = {}
 
@@ -41,7 +43,8 @@ def blocks(repeats: int) -> list[tuple[str, ...]]:
             continue
         rows.append(_row(f"{name}, 1 M", _on_many(_activation(name)), _each(rivals, _on_many), repeats))
         rows.append(_row(f"{name}, MLP", _in_net(_activation(name)), _each(rivals, _in_net), repeats))
-    rows.extend(_row(name, ours, rivals, repeats) for name, ours, rivals in (*_losses(), *_initializers()))
+    others = (*_losses(), *_more_losses(), *_initializers())
+    rows.extend(_row(name, ours, rivals, repeats) for name, ours, rivals in others)
     rows.extend((peer, "not installed", "", "", "", why) for peer, why in MISSING.items())
     return rows
 
@@ -62,22 +65,37 @@ def _each(rivals: dict[str, Any], measure: Callable[[Any], Callable[[], object]]
 def _row(
     name: str, ours: Callable[[], object], rivals: dict[str, Callable[[], object]], repeats: int
 ) -> tuple[str, ...]:
-    """Medians, measured in turn after one unmeasured call of each."""
+    """Medians of the CPU time, which what else runs hardly touches, measured in turn, forth and back; beside
+    the ratio the quartiles of those of single turns."""
     sides = {"ours": ours, **rivals}
+    calls = {side: _calls(call) for side, call in sides.items()}
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for side in sides.values():
-        side()
-    # Each call takes milliseconds, so that a median takes many.
+    order = list(sides)
     for _ in range(5 * repeats):
-        for side, call in sides.items():
-            start = time.perf_counter()
-            call()
-            times[side].append(time.perf_counter() - start)
+        for side in order:
+            times[side].append(_seconds(sides[side], calls[side]))
+        order.reverse()
     medians = {side: statistics.median(each) for side, each in times.items()}
     own = medians.pop("ours")
     fastest = min(medians, key=medians.__getitem__)
     other = medians[fastest]
-    return name, fastest, f"{own * 1e3:.2f} ms", f"{other * 1e3:.2f} ms", f"{own / other:.2f}", "<= 1.0"
+    ratios = [a / b for a, b in zip(times["ours"], times[fastest], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    ratio = f"{own / other:.2f} ({low:.2f}-{high:.2f})"
+    return name, fastest, f"{own * 1e3:.3f} ms", f"{other * 1e3:.3f} ms", ratio, "<= 1.0"
+
+
+def _calls(call: Callable[[], object]) -> int:
+    """So many calls that a measurement takes some milliseconds."""
+    call()
+    return max(1, round(MEASUREMENT / _seconds(call, 3)))
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    start = time.process_time()
+    for _ in range(calls):
+        call()
+    return (time.process_time() - start) / calls
 
 
 def _on_many(activation: Function) -> Callable[[], object]:
@@ -209,6 +227,61 @@ def _losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[]
             lambda ours=ours, target=target: ours(x, target).backward(),
             {"torch": lambda rival=rival, target=target: rival(x, target).backward()},
         )
+
+
+def _more_losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
+    """Those of other targets or arguments, and those of regions, on 100 k numbers."""
+    x, y = torch.randn(10_000, 10, requires_grad=True), torch.randn(10_000, 10)
+    bits, labels = (y > 0).float(), torch.randint(10, (10_000,))
+    signs, same = 2 * bits - 1, 2 * torch.randint(2, (10_000,)) - 1.0
+    picture, mask = torch.randn(1, 1, 320, 320, requires_grad=True), torch.rand(1, 1, 320, 320).round()
+    counts = list(range(10, 20))
+    a, b = torch.randn(100_000, requires_grad=True), torch.randn(100_000)
+    order = 2 * torch.randint(2, (100_000,)) - 1.0
+    # Ours, its parameters and arguments; the peer, what it is, and its arguments.
+    compared: list[tuple[str, dict[str, Any], tuple[Tensor, ...], str, Any, tuple[Tensor, ...]]] = [
+        ("smooth_l1", {}, (x, y), "torch", nn.SmoothL1Loss(), (x, y)),
+        ("poisson_nll", {}, (x, bits), "torch", nn.PoissonNLLLoss(), (x, bits)),
+        ("kl_div", {}, (x, y.softmax(1)), "torch", nn.KLDivLoss(reduction="batchmean"), (x, y.softmax(1))),
+        ("nll", {}, (x, labels), "torch", nn.NLLLoss(), (x, labels)),
+        ("soft_margin", {}, (x, bits), "torch", nn.SoftMarginLoss(), (x, signs)),
+        ("multi_margin", {}, (x, labels), "torch", nn.MultiMarginLoss(), (x, labels)),
+        ("cosine_embedding", {}, (x, y, same), "torch", nn.CosineEmbeddingLoss(), (x, y, same)),
+        ("triplet", {}, (x, y, y.flip(0)), "torch", nn.TripletMarginLoss(), (x, y, y.flip(0))),
+        ("margin_ranking", {}, (a, b, order), "torch", nn.MarginRankingLoss(), (a, b, order)),
+        ("hinge_embedding", {}, (a, order), "torch", nn.HingeEmbeddingLoss(), (a, order)),
+    ]
+    try:
+        import pytorch_optimizer as po
+    except ImportError:
+        MISSING["pytorch-optimizer"] = "pip install pytorch-optimizer"
+    else:
+        regions, name = (picture, mask), "pytorch-optimizer"
+        compared += [
+            ("dice", {}, regions, name, po.DiceLoss(mode="binary"), regions),
+            ("jaccard", {}, regions, name, po.JaccardLoss(mode="binary"), regions),
+            ("tversky", {}, regions, name, po.TverskyLoss(), regions),
+            ("focal_tversky", {}, regions, name, po.FocalTverskyLoss(), regions),
+            ("lovasz", {}, regions, name, lambda x, y: po.LovaszHingeLoss()(x[:, 0], y[:, 0]), regions),
+            ("soft_f1", {}, (x, bits), name, lambda x, y: po.SoftF1Loss()(x.sigmoid(), y), (x, bits)),
+            ("ldam", {"counts": counts}, (x, labels), name, po.LDAMLoss(num_class_list=counts), (x, labels)),
+            (
+                "bi_tempered",
+                {"iterations": 5},
+                (x, labels),
+                name,
+                po.BiTemperedLogisticLoss(t1=0.8, t2=1.3),
+                (x, labels),
+            ),
+            ("focal_cosine", {}, (x, labels), name, po.FocalCosineLoss(), (x, labels)),
+        ]
+
+    def training(loss: Any, arguments: tuple[Tensor, ...]) -> Callable[[], object]:
+        return lambda: loss(*arguments).backward()
+
+    for name, params, arguments, peer, rival, their_arguments in compared:
+        ours = dlblocks.loss(name, **params)
+        yield f"{name}, 100 k", training(ours, arguments), {peer: training(rival, their_arguments)}
 
 
 def _initializers() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:

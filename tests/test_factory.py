@@ -39,6 +39,27 @@ def test_a_ready_module_is_copied_and_a_class_instantiated(builder: object) -> N
     assert made.alpha == 0.5
 
 
+@pytest.mark.parametrize("wrong", [None, 3, ["elu"]])
+def test_what_is_no_block_is_refused(wrong: object) -> None:
+    with pytest.raises(UserError, match=r"^activation=.*: must be a name or a mapping"):
+        factory.activation(wrong)
+
+
+def test_what_is_ready_takes_no_parameters() -> None:
+    for build, ready in ((factory.activation, nn.ReLU()), (factory.initializer, nn.init.zeros_)):
+        with pytest.raises(UserError, match="what is ready takes no parameters, got alpha"):
+            build(ready, alpha=2.0)
+
+
+def test_parameters_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^net\.act: max_val"):
+        factory.activation("hard_tanh", where="net.act", min_val=1.0, max_val=-1.0)
+    with pytest.raises(UserError, match=r"^loss: DistributionBalanced: counts and instances belong together"):
+        factory.loss("distribution_balanced", counts=[1.0, 2.0])
+    with pytest.raises(UserError, match="counts up to 9 must be below instances=9"):
+        factory.loss("distribution_balanced", counts=[1.0, 9.0], instances=9)
+
+
 def test_every_call_builds_a_fresh_module() -> None:
     first, second = factory.activation("prelu"), factory.activation("prelu")
     assert next(first.parameters()) is not next(second.parameters())

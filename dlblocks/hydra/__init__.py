@@ -20,7 +20,7 @@ GROUPS = {
     "scheduler": "scheduler",
 }
 # What a group has beside the parameters of its blocks.
-BESIDE: dict[str, dict[str, Any]] = {"init": {KEY: None}, "optimizer": {"lr_reference_batch_size": None}}
+BESIDE: dict[str, dict[str, Any]] = {"init": {KEY: None}}
 
 
 def register() -> None:

@@ -72,6 +72,10 @@ def initialize(
     >>> net.bias.tolist() == [torch.tensor(0.1).item()]
     True
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"init: give a model, not {type(model).__name__}; of one tensor, dlblocks.initializer(name)(tensor)."
+        )
     if name_of(init) == FOLLOWS["init"]:
         if batch is None:
             raise UserError("init=auto: needs a batch of inputs: initialize(model, 'auto', batch=x).")

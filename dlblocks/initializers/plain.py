@@ -76,9 +76,10 @@ def truncated_normal(
 ) -> Tensor:
     """`w ~ N(mean, std^2)` within `mean +- 2 std`; the standard deviation left is 0.8796 std."""
     # Narrow formats round draws beyond the bounds, so the draw is made in float32 at least.
-    wide = torch.empty(
-        tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32), device=tensor.device
-    )
+    kind = torch.promote_types(tensor.dtype, torch.float32)
+    wide = tensor if tensor.dtype is kind else torch.empty(tensor.shape, dtype=kind, device=tensor.device)
     init.trunc_normal_(wide, mean, std, mean - 2 * std, mean + 2 * std, generator=generator)
+    if wide is tensor:
+        return tensor
     with torch.no_grad():
         return tensor.copy_(wide)

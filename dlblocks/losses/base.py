@@ -70,10 +70,7 @@ class Loss(ReducedLoss):
             target = self.typed(target, input)
         elif target.dtype is not kind:
             target = target.to(kind)
-        # Entering a context costs more than the loss of a small batch; so does the name of a device.
-        device = "cpu" if input.is_cpu else input.device.type
-        available = device == "cpu" or torch.amp.is_autocast_available(device)
-        if available and torch.is_autocast_enabled(device):
+        if device := autocast_device(input):
             with torch.autocast(device, enabled=False):
                 return self._weighted(input, target, sample_weight)
         return self._weighted(input, target, sample_weight)
@@ -109,6 +106,16 @@ class Loss(ReducedLoss):
                 f"{type(self).__name__}: input {tuple(input.shape)} and target {tuple(target.shape)} must"
                 " have the same shape"
             )
+
+
+def autocast_device(tensor: Tensor) -> str:
+    """The device of a tensor where autocast is on for it, else nothing.
+
+    Entering a context costs more than the loss of a small batch; so does the name of a device.
+    """
+    device = "cpu" if tensor.is_cpu else tensor.device.type
+    available = device == "cpu" or torch.amp.is_autocast_available(device)
+    return device if available and torch.is_autocast_enabled(device) else ""
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:
@@ -171,7 +178,7 @@ class ClassWeights(nn.Module):
         given = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
         self.register_buffer("weight", given, persistent=False)
 
-    def forward(self, input: Tensor, classes: int) -> Tensor | None:
+    def factors(self, input: Tensor, classes: int) -> Tensor | None:
         """The weights in the input's format.
 
         Raises:
@@ -188,7 +195,7 @@ class ClassWeights(nn.Module):
     def of(self, input: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         """The weight of each index of the target; 0 of those ignored."""
         counted = target != ignore_index
-        weight = self(input, input.shape[1])
+        weight = self.factors(input, input.shape[1])
         if weight is None:
             return counted.to(input.dtype)
         counts: Tensor = weight[torch.where(counted, target, 0)] * counted

@@ -50,7 +50,11 @@ class BCE(Loss):
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         # Calling a module costs more than the loss of a small batch.
-        weight = self.pos_weight(input, input.shape[-1] if input.ndim > 1 else 1) if self._balanced else None
+        weight = (
+            self.pos_weight.factors(input, input.shape[-1] if input.ndim > 1 else 1)
+            if self._balanced
+            else None
+        )
         return F.binary_cross_entropy_with_logits(input, target, pos_weight=weight, reduction=reduction)
 
 
@@ -105,7 +109,7 @@ class CrossEntropy(Loss):
         return F.cross_entropy(
             input,
             target,
-            weight=self.weight(input, input.shape[1]),
+            weight=self.weight.factors(input, input.shape[1]),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction=reduction,
@@ -141,7 +145,7 @@ class NLL(ClassLoss):
         return self.weight.of(input, target, self.ignore_index)
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        weight = self.weight(input, input.shape[1])
+        weight = self.weight.factors(input, input.shape[1])
         return F.nll_loss(input, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction)
 
 

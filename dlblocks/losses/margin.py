@@ -23,7 +23,8 @@ class SoftMargin(Loss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own overflows where a score is far on the wrong side.
-        return reduced(F.softplus(turned(input, target)), reduction)
+        wanted = target.gt(0).to(input.dtype)
+        return F.binary_cross_entropy_with_logits(input, wanted, reduction=reduction)
 
 
 class Perceptron(Loss):
@@ -65,8 +66,9 @@ class MultiMargin(ClassLoss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         # torch's own has no batching rule, which stacked runs need.
-        short = (self.margin - of_target(input, target).unsqueeze(1) + input).clamp_min(0) ** self.p
-        others = short * ~one_hot(target, input).bool()
+        place = target.unsqueeze(1)
+        short = (input - (input.gather(1, place) - self.margin)).relu()
+        others = (short if self.p == 1 else short.square()).scatter(1, place, 0.0)
         return reduced(others.sum(1) / input.shape[1], reduction)
 
 

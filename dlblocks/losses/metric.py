@@ -6,13 +6,14 @@ Each is called with its own arguments, then `sample_weight` `(N,)`, one for each
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlblocks.losses.base import ReducedLoss, reduced, weighted, wide
+from dlblocks.losses.base import ReducedLoss, autocast_device, reduced, weighted, wide
 
 
 class ArgumentsLoss(ReducedLoss):
@@ -26,11 +27,18 @@ class ArgumentsLoss(ReducedLoss):
     """
 
     def forward(self, *arguments: Tensor, sample_weight: Tensor | None = None, **named: Tensor) -> Tensor:
-        with torch.autocast(arguments[0].device.type, enabled=False):
-            values = self.each(*(wide(argument) for argument in arguments), **named)
-            if sample_weight is None:
-                return reduced(values, self.reduction)
-            return weighted(values, sample_weight, None, self.reduction, type(self).__name__)
+        if device := autocast_device(arguments[0]):
+            with torch.autocast(device, enabled=False):
+                return self._weighted(arguments, named, sample_weight)
+        return self._weighted(arguments, named, sample_weight)
+
+    def _weighted(
+        self, arguments: Iterable[Tensor], named: Mapping[str, Tensor], sample_weight: Tensor | None
+    ) -> Tensor:
+        values = self.each(*(wide(argument) for argument in arguments), **named)
+        if sample_weight is None:
+            return reduced(values, self.reduction)
+        return weighted(values, sample_weight, None, self.reduction, type(self).__name__)
 
     @abstractmethod
     def each(self, *arguments: Any, **named: Any) -> Tensor:
@@ -108,7 +116,9 @@ class CosineEmbedding(ArgumentsLoss):
 
     def each(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
         self.same_shape(input1=input1, input2=input2)
-        cosine = F.cosine_similarity(input1, input2, dim=-1)
+        # As torch's loss has it: the gradient of its cosine_similarity takes twice as long.
+        lengths = [(x.square().sum(-1) + 1e-12).rsqrt() for x in (input1, input2)]
+        cosine = (input1 * input2).sum(-1) * lengths[0] * lengths[1]
         self.same_shape(pairs=cosine, target=target)
         return torch.where(target > 0, 1 - cosine, (cosine - self.margin).clamp_min(0))
 
@@ -160,7 +170,7 @@ class MarginRanking(ArgumentsLoss):
 
     def each(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
         self.same_shape(input1=input1, input2=input2, target=target)
-        return (self.margin - target * (input1 - input2)).clamp_min(0)
+        return F.margin_ranking_loss(input1, input2, target, self.margin, reduction="none")
 
 
 class NTXent(ArgumentsLoss):

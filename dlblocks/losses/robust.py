@@ -98,10 +98,10 @@ class BiTempered(ClassLoss):
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         p = _tempered_softmax(input, self.t2, self.iterations)
-        y = one_hot(target, input)
         power = 2 - self.t1
-        fit = y * (_log_t(y.clamp_min(torch.finfo(p.dtype).tiny), self.t1) - _log_t(p, self.t1))
-        return reduced((fit - (y**power - p**power) / power).sum(1), reduction)
+        # y is 1 in the target's class, 0 in the others.
+        fit = -_log_t(of_target(p, target), self.t1)
+        return reduced(fit - (1 - (p**power).sum(1)) / power, reduction)
 
 
 class LDAM(ClassLoss):
@@ -143,10 +143,10 @@ class LDAM(ClassLoss):
         return self.weight.of(input, target, -100)
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        margins = self.margins(input, input.shape[1])
+        margins = self.margins.factors(input, input.shape[1])
         is_target = one_hot(target, input)
         each = self.max_margin if margins is None else margins[target].unsqueeze(1)
-        weight = self.weight(input, input.shape[1])
+        weight = self.weight.factors(input, input.shape[1])
         return F.cross_entropy(
             self.scale * (input - each * is_target), target, weight=weight, reduction=reduction
         )
@@ -320,20 +320,21 @@ class SoftF1(Loss):
         self.beta = beta
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        return self._score(input, target, torch.ones_like(input), reduction)
+        p = input.sigmoid()
+        return self._score((target * p).sum(0), target.sum(0), p.sum(0), reduction)
 
     def _weighted(self, input: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         if sample_weight is None:
             return self.values(input, target, self.reduction)
-        return self._score(input, target, spread(sample_weight, input, "SoftF1"), self.reduction)
+        weight, p = spread(sample_weight, input, "SoftF1"), input.sigmoid()
+        counted = weight * target
+        return self._score((counted * p).sum(0), counted.sum(0), (weight * p).sum(0), self.reduction)
 
-    def _score(self, input: Tensor, target: Tensor, weight: Tensor, reduction: str) -> Tensor:
-        p = input.sigmoid()
-        hits = (weight * target * p).sum(0)
-        misses, false = (weight * target * (1 - p)).sum(0), (weight * (1 - target) * p).sum(0)
+    def _score(self, hits: Tensor, wanted: Tensor, found: Tensor, reduction: str) -> Tensor:
+        """Of TP, TP + FN and TP + FP."""
         square = self.beta**2
-        whole = (1 + square) * hits + square * misses + false
-        return reduced(1 - (1 + square) * hits / whole.clamp_min(torch.finfo(p.dtype).tiny), reduction)
+        whole = (square * wanted + found).clamp_min(torch.finfo(found.dtype).tiny)
+        return reduced(1 - (1 + square) * hits / whole, reduction)
 
 
 def _log_t(u: Tensor, t: float) -> Tensor:

@@ -61,7 +61,10 @@ def optimizer(
         # Divided among processes (`fully_shard`); torch has fused updates of these for some optimisers only.
         unfusable |= any(hasattr(tensor, "placements") for tensor in _tensors(groups))
         full |= _implementation(choice, target, list(_tensors(groups)), unfusable, where)
-    return _call(target, groups, full, where)
+    built = _call(target, groups, full, where)
+    if block.tags.get("second_order"):
+        built.register_step_pre_hook(functools.partial(_demand_graph, block.name))
+    return built
 
 
 def _wrapped(
@@ -93,6 +96,35 @@ def _call(target: Callable[..., Any], groups: list[Any], params: Mapping[str, An
     return built
 
 
+def _demand_graph(
+    name: str, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a step that measures the curvature: refuse gradients that can't be differentiated again."""
+    if optimizer.param_groups[0].get("step", 0) % optimizer.update_period or "hessian" in kwargs:
+        return None
+
+    def check() -> None:
+        grads = [theta.grad for group in optimizer.param_groups for theta in group["params"]]
+        grads = [grad for grad in grads if grad is not None]
+        if grads and not any(grad.requires_grad for grad in grads):
+            raise UserError(
+                f"optimizer={name}: measures the curvature, for which the backward pass has to keep its graph:"
+                " call loss.backward(create_graph=True), in a LightningModule by overriding `backward`."
+            )
+
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        check()
+        return None
+
+    def checked() -> Any:
+        loss = closure()
+        check()
+        return loss
+
+    return (args[0], checked), {}
+
+
 def _groups(
     model_or_params: nn.Module | Iterable[Any], weight_decay: float, everywhere: bool, where: str
 ) -> list[Any]:
@@ -100,6 +132,10 @@ def _groups(
         return decay_groups(model_or_params, weight_decay, everywhere)
     if isinstance(model_or_params, Tensor):
         raise UserError(f"{where}: give a model or a list of parameters, not one tensor.")
+    if isinstance(model_or_params, (str, Mapping)) or not isinstance(model_or_params, Iterable):
+        raise UserError(
+            f"{where}: give a model, or a list of parameters or groups, not {type(model_or_params).__name__}."
+        )
     return [
         {**item, "params": _listed(item["params"])} if isinstance(item, Mapping) else item
         for item in model_or_params

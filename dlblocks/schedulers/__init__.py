@@ -235,6 +235,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Steps far above lr between those near it, in an order that keeps gradient descent stable.",
         formula="1 / ((1 + c) / 2 - (1 - c) / 2 cos(pi (s_t + 1/2) / T)), c = 1 / condition, s_t the fractal order",
         note="rates reach almost condition * lr",
+        differs_from={"pytorch-optimizer": "two epochs late; rates of the next power of 2; condition 20"},
     ),
     _entry(
         "piecewise",
@@ -319,11 +320,13 @@ BLOCKS: tuple[Block, ...] = (
         _WARMUP[0],
         Param("decay", 0.2, "float", "share of the run over which it falls", "(0, 1]"),
         _MIN_LR_RATIO,
+        Param("shape", "linear", "str", "of the fall", choices=("linear", "sqrt", "square", "cosine")),
         interval="step",
         aliases=("wsd", "trapezoidal"),
-        source="Hu et al. 2024, arXiv:2404.06395",
-        summary="Rises in a straight line, stays, and falls in a straight line at the end.",
-        formula="min((t + 1) / W, 1) * (r + (1 - r) min((T - t) / (decay T), 1)), r = min_lr_ratio",
+        source="Hu et al. 2024, arXiv:2404.06395; shapes: Hägele et al. 2024, arXiv:2405.18392",
+        summary="Rises in a straight line, stays, and falls at the end.",
+        formula="min((t + 1) / W, 1) * (r + (1 - r) h), r = min_lr_ratio, q = max(1 - (T - t) / (decay T), 0);"
+        " h = 1 - q, 1 - sqrt(q), 1 - q^2, or (1 + cos(pi q)) / 2",
     ),
     _entry(
         "flat_cosine",

@@ -53,6 +53,8 @@ def scheduler(
         return _ready(spec, optimizer, params, where)
     if callable(spec):
         return spec(optimizer, **params)  # type: ignore[no-any-return]
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"{where}: give an optimizer, not {type(optimizer).__name__}.")
     return _build(*parse_whole("scheduler", spec, params, where), optimizer, total_steps, mode, where)
 
 

@@ -85,11 +85,19 @@ def inverse_sqrt(optimizer: Optimizer, total_steps: int, warmup: float = 0.1) ->
 
 
 def warmup_stable_decay(
-    optimizer: Optimizer, total_steps: int, warmup: float = 0.1, decay: float = 0.2, min_lr_ratio: float = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup: float = 0.1,
+    decay: float = 0.2,
+    min_lr_ratio: float = 0.0,
+    shape: str = "linear",
 ) -> LambdaLR:
-    """f(t) = (t + 1) / W while t < W, then 1, and over the last share `decay` of the run a straight line to r.
+    """f(t) = (t + 1) / W while t < W, then 1, and over the last share `decay` of the run down to r.
 
-    Source: Hu et al. 2024, arXiv:2404.06395.
+    With q the share of that fall that is over, it follows 1 - q (`linear`), 1 - sqrt(q) (`sqrt`), 1 - q^2
+    (`square`), or (1 + cos(pi q)) / 2 (`cosine`).
+
+    Source: Hu et al. 2024, arXiv:2404.06395; shapes: Hägele et al. 2024, arXiv:2405.18392.
 
     Raises:
         UserError: `warmup` is neither below 1 nor whole.
@@ -97,7 +105,14 @@ def warmup_stable_decay(
     steps = warmup_steps(warmup, total_steps)
     return LambdaLR(
         optimizer,
-        partial(_warmup_stable_decay, total=total_steps, warmup=steps, decay=decay, floor=min_lr_ratio),
+        partial(
+            _warmup_stable_decay,
+            total=total_steps,
+            warmup=steps,
+            decay=decay,
+            floor=min_lr_ratio,
+            shape=shape,
+        ),
     )
 
 
@@ -134,11 +149,20 @@ def _inverse_sqrt(t: int, *, warmup: int) -> float:
     return (t + 1) / warmup if t < warmup else math.sqrt(warmup / (t + 1))
 
 
-def _warmup_stable_decay(t: int, *, total: int, warmup: int, decay: float, floor: float) -> float:
+def _warmup_stable_decay(t: int, *, total: int, warmup: int, decay: float, floor: float, shape: str) -> float:
     t = min(t, total)
     rising = min((t + 1) / warmup, 1.0) if warmup else 1.0
-    falling = min((total - t) / (decay * total), 1.0)
-    return rising * (floor + (1 - floor) * falling)
+    left = min((total - t) / (decay * total), 1.0)
+    match shape:
+        case "linear":
+            height = left
+        case "sqrt":
+            height = 1 - math.sqrt(1 - left)
+        case "square":
+            height = 1 - (1 - left) ** 2
+        case _:
+            height = half_cosine(1 - left, total=1, floor=0.0)
+    return rising * (floor + (1 - floor) * height)
 
 
 def _flat_cosine(t: int, *, total: int, start: float, floor: float) -> float:

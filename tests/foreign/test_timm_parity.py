@@ -1,4 +1,4 @@
-"""Live against timm: each activation, optimiser and scheduler that both have."""
+"""Live against timm: each activation, initialiser, loss, optimiser and scheduler that both have."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm.loss
 import timm.optim
 import timm.scheduler
 import torch
-from timm.layers import create_act
+from scipy import stats
+from timm.layers import create_act, weight_init
 from timm.models import metaformer
+from torch import nn
 
 import dlblocks
 from dlblocks.registry import REGISTRY
@@ -69,6 +72,98 @@ def test_those_of_metaformers() -> None:
     layer = metaformer.StarReLU()
     assert [p.item() for p in layer.parameters()] == [1.0, 0.0]
     torch.testing.assert_close(dlblocks.activation("star_relu", scale=1.0, bias=0.0)(x), layer(x))
+
+
+# timm's function -> timm's parameters, ours and our parameters.
+INITIALIZERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "trunc_normal_": ({"std": 0.3, "a": -0.6, "b": 0.6}, "truncated_normal", {"std": 0.3}),
+    "trunc_normal_tf_": ({"std": 0.3}, "truncated_normal", {"std": 0.3}),
+    "variance_scaling_": (
+        {"scale": 1.7, "mode": "fan_avg", "distribution": "uniform"},
+        "variance_scaling",
+        {"scale": 1.7, "mode": "fan_avg", "distribution": "uniform"},
+    ),
+    "lecun_normal_": ({}, "lecun_normal", {}),
+}
+
+
+def test_no_initializer_is_left_out() -> None:
+    found = {name for name in vars(weight_init) if name.endswith("_") and not name.startswith("_")}
+    # Of single tensors; init_weight_vit and init_weight_jax choose one for each layer, as init.rules does.
+    assert found == set(INITIALIZERS)
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_initializers(name: str) -> None:
+    their_params, our_name, params = INITIALIZERS[name]
+    torch.manual_seed(0)
+    wanted = torch.empty(300, 200)
+    getattr(weight_init, name)(wanted, **their_params)
+    ours = dlblocks.initializer(our_name, **params)(torch.empty(300, 200))
+    assert stats.ks_2samp(ours.flatten(), wanted.flatten()).pvalue > 1e-3
+    assert ours.std().item() == pytest.approx(wanted.std().item(), rel=0.02)
+    assert ours.abs().max().item() == pytest.approx(wanted.abs().max().item(), rel=0.02)
+
+
+COUNTS, INSTANCES = (5.0, 40.0, 20.0, 10.0, 30.0), 90
+# timm's class -> timm's parameters, ours, our parameters, whether the target is indices.
+LOSSES: dict[str, tuple[dict[str, Any], str, dict[str, Any], bool]] = {
+    "AsymmetricLossMultiLabel": ({"reduction": "mean"}, "asymmetric", {}, False),
+    "AsymmetricLossSingleLabel": (
+        {"gamma_pos": 1.0},
+        "asymmetric_single_label",
+        {"gamma_pos": 1.0},
+        True,
+    ),
+    "BinaryCrossEntropy": (
+        {"smoothing": 0.1, "smooth_dense": True},
+        "bce",
+        {"label_smoothing": 0.1},
+        False,
+    ),
+    "DistributionBalancedLoss": (
+        {"class_counts": COUNTS, "num_samples": INSTANCES},
+        "distribution_balanced",
+        {"counts": list(COUNTS), "instances": INSTANCES},
+        False,
+    ),
+    "LabelSmoothingCrossEntropy": ({"smoothing": 0.2}, "cross_entropy", {"label_smoothing": 0.2}, True),
+    "PolyBinaryCrossEntropy": (
+        {"gamma": 1.5, "alpha": 0.3},
+        "poly_binary",
+        {"gamma": 1.5, "alpha": 0.3},
+        False,
+    ),
+    "PolyCrossEntropy": ({}, "poly_cross_entropy", {}, True),
+    "SoftTargetCrossEntropy": ({}, "cross_entropy", {}, False),
+    "ZlprLoss": ({}, "zlpr", {}, False),
+}
+NOT_LOSSES = {
+    "JsdCrossEntropy": "compares a clean with augmented copies of a picture, which the data has to bring",
+    "TwoWayLoss": "compares the instances of a batch with each other, so that none has a value of its own",
+}
+
+
+def test_no_loss_is_left_out_without_a_reason() -> None:
+    values = vars(timm.loss).items()
+    found = {name for name, value in values if isinstance(value, type) and issubclass(value, nn.Module)}
+    assert found == set(LOSSES) | set(NOT_LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str) -> None:
+    """Values and gradients; timm computes some in float32 only."""
+    their_params, our_name, params, of_indices = LOSSES[name]
+    torch.manual_seed(0)
+    x = torch.randn(9, 5, requires_grad=True)
+    target = torch.randint(5, (9,)) if of_indices else torch.randint(2, (9, 5)).float()
+    if name == "SoftTargetCrossEntropy":
+        target = torch.randn(9, 5).softmax(-1)
+    got = dlblocks.loss(our_name, **params)(x, target)
+    wanted = getattr(timm.loss, name)(**their_params)(x, target)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(value, x)[0] for value in (got, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
 
 
 def _ours(name: str, **params: Any) -> Callable[[list[torch.Tensor]], torch.optim.Optimizer]:

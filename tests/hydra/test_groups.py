@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import dlblocks
 from dlblocks.errors import UserError
 from dlblocks.hydra import BESIDE, GROUPS
+from dlblocks.hydra.source import BlockSource
 from dlblocks.recipe import check
 from dlblocks.registry import REGISTRY, names
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+# What recipes have beside a block's parameters: of any application, and of conf/train.yaml.
+IN_RECIPES = {**BESIDE, "optimizer": {"lr_reference_batch_size": None}}
 FILE_GROUPS = ("data", "model", "regime", "trainer", "callbacks", "logger", "experiment")
 
 
@@ -32,7 +39,7 @@ def test_every_block_is_an_option_with_all_its_defaults(group: str, kind: str) -
     for name in names(kind):
         block = REGISTRY.get(kind, name)
         composed = dlblocks.compose(f"{group}={name}")
-        assert composed[group] == {"name": name, **block.defaults(), **BESIDE.get(group, {})}
+        assert composed[group] == {"name": name, **block.defaults(), **IN_RECIPES.get(group, {})}
         assert {key: composed[key] for key in recipe if key != group} == {
             key: recipe[key] for key in recipe if key != group
         }
@@ -157,6 +164,28 @@ def test_a_foreign_application_gets_the_groups_and_keeps_its_own_files(tmp_path:
     assert app() == ["{'name': 'elu', 'alpha': 1.0} gelu"]
     assert app("activation=relu") == ["{'name': 'mine'} gelu"]
     assert len(app("-m", "activation=glob(*elu*)")) == len(names("activation", "*elu*"))
+
+
+# How a project that knows no recipes builds what it finds under a group.
+BUILD: dict[str, Callable[[Any, nn.Module], object]] = {
+    "activation": lambda spec, _: dlblocks.activation(spec),
+    "init": lambda spec, net: dlblocks.initialize(net, spec),
+    "bias_init": lambda spec, _: dlblocks.initializer(spec),
+    "loss": lambda spec, _: dlblocks.loss(spec),
+    "optimizer": lambda spec, net: dlblocks.optimizer(spec, net.parameters()),
+    "scheduler": lambda spec, net: dlblocks.scheduler(
+        spec, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=10
+    ),
+}
+
+
+@pytest.mark.parametrize(("group", "kind"), GROUPS.items())
+def test_what_a_foreign_application_gets_can_be_built_as_it_is(group: str, kind: str) -> None:
+    source = BlockSource("dlblocks", "dlblocks://")
+    for name in names(kind):
+        if name != "sum":  # has no terms of its own
+            spec = source.load_config(f"{group}/{name}").config
+            assert BUILD[group](spec, nn.Linear(4, 3)) is not None, name
 
 
 def test_no_other_application_gets_the_groups(tmp_path: Path) -> None:

@@ -189,6 +189,13 @@ def test_refusals(model: nn.Module, init: object, bias: object, message: str) ->
         dlblocks.initialize(model, init, bias)
 
 
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^init: give a model, not Tensor; of one tensor, dlblocks\.initializer"
+    ):
+        dlblocks.initialize(torch.zeros(2, 2), "he_normal")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bias", ["auto", "default"])
 def test_without_biases_what_leaves_them_is_no_error(bias: str) -> None:
     assert (dlblocks.initialize(nn.Linear(2, 2, bias=False), "ones", bias).weight == 1).all()

@@ -56,6 +56,30 @@ def _asymmetric(x: Array, y: Array, gamma_neg: float, gamma_pos: float, clip: fl
     return -y * (1 - p) ** gamma_pos * np.log(p) - (1 - y) * q**gamma_neg * np.log(1 - q)
 
 
+def _zlpr(x: Array, y: Array) -> Array:
+    terms = zip(x, y, strict=True)
+    return np.array(
+        [np.log1p(np.exp(a[b == 0]).sum()) + np.log1p(np.exp(-a[b == 1]).sum()) for a, b in terms]
+    )
+
+
+def _distribution_balanced(
+    x: Array,
+    y: Array,
+    counts: Array,
+    instances: int,
+    beta: float = 10.0,
+    mu: float = 0.2,
+    neg_scale: float = 2.0,
+) -> Array:
+    z = x - 0.05 / neg_scale * np.log(instances / counts - 1)
+    with np.errstate(divide="ignore"):  # no label of an instance is wanted
+        shares = np.minimum((1 / counts) / (y / counts).sum(-1, keepdims=True), 1e9)
+    weight = 0.1 + _sigmoid(beta * (shares - mu))
+    p, q = _sigmoid(z), _sigmoid(neg_scale * z)
+    return 2 * weight * np.where(y > 0, -((1 - p) ** 2) * np.log(p), -(q**2) * np.log(1 - q) / neg_scale)
+
+
 def _soft_f(x: Array, y: Array, beta: float) -> Array:
     p = _sigmoid(x)
     precision, recall = (p * y).sum(0) / p.sum(0), (p * y).sum(0) / np.maximum(y.sum(0), 1e-300)
@@ -234,6 +258,25 @@ FORMULAS: dict[str, list[tuple[dict[str, object], Callable[[Array, Array], Array
     "asymmetric": [
         ({}, lambda x, y: _asymmetric(x, y, 4.0, 1.0, 0.05)),
         ({"gamma_neg": 0.5, "gamma_pos": 2.0, "clip": 0.0}, lambda x, y: _asymmetric(x, y, 0.5, 2.0, 0.0)),
+    ],
+    "poly_binary": [
+        ({}, lambda x, y: _bce(x, y) + 2 * (1 - np.exp(-_bce(x, y)))),
+        (
+            {"epsilon": -0.5, "gamma": 1.5, "alpha": 0.25},
+            lambda x, y: (
+                np.where(y > 0, 0.25, 0.75)
+                * (1 - np.exp(-_bce(x, y))) ** 1.5
+                * (_bce(x, y) - 0.5 * (1 - np.exp(-_bce(x, y))))
+            ),
+        ),
+    ],
+    "zlpr": [({}, lambda x, y: _zlpr(x, y))],
+    "distribution_balanced": [
+        ({}, lambda x, y: _distribution_balanced(x, y, np.full(4, 1.0), 2)),
+        (
+            {"counts": [5.0, 40.0, 20.0, 10.0], "instances": 90, "beta": 3.0, "mu": 0.4, "neg_scale": 3.0},
+            lambda x, y: _distribution_balanced(x, y, np.array([5.0, 40, 20, 10]), 90, 3.0, 0.4, 3.0),
+        ),
     ],
     "soft_f1": [({}, lambda x, y: _soft_f(x, y, 1.0)), ({"beta": 2.0}, lambda x, y: _soft_f(x, y, 2.0))],
     "multilabel_margin": [({}, lambda x, y: _multilabel_margin(x, y))],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_optimizer.optimizer import OPTIMIZERS
 from torch import Tensor, nn
 
-from dlblocks.errors import MissingPackageError
+from dlblocks.errors import MissingPackageError, UserError
 from dlblocks.optimizers import extra
 from dlblocks.optimizers.build import optimizer
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS
@@ -226,6 +226,29 @@ def test_second_order_steps_are_measured_by_the_curvature(name: str) -> None:
         torch.testing.assert_close(step, before)
     else:  # sophia's is momentum over curvature, clipped
         torch.testing.assert_close(step, (0.04 * before / 0.01).clamp(-0.01, 0.01))
+
+
+@pytest.mark.parametrize("name", SECOND_ORDER)
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_second_order_without_a_graph_is_told(name: str) -> None:
+    """With and without a closure; only in the steps that measure the curvature."""
+    theta = torch.ones(3, requires_grad=True)
+    opt = optimizer(name, [theta], update_period=2)
+
+    def closure(graph: bool = False) -> Tensor:
+        opt.zero_grad()
+        loss = theta.square().sum()
+        loss.backward(create_graph=graph)
+        return loss
+
+    closure()
+    for step in (opt.step, lambda: opt.step(closure), lambda: opt.step(closure=closure)):
+        with pytest.raises(UserError, match=rf"optimizer={name}: .* loss.backward\(create_graph=True\)"):
+            step()
+    opt.step(lambda: closure(True))
+    opt.step(closure)
+    with pytest.raises(UserError, match="create_graph"):
+        opt.step(closure)
 
 
 @pytest.mark.filterwarnings("ignore:Using backward")

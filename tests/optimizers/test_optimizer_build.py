@@ -119,6 +119,11 @@ def test_mistakes_in_params(net: nn.Module) -> None:
         optimizer("sgd", [])
     with pytest.raises(UserError, match="not one tensor"):
         optimizer("sgd", torch.ones(2, requires_grad=True))
+    for wrong in (None, "net", {"params": []}):
+        with pytest.raises(
+            UserError, match="optimizer: give a model, or a list of parameters or groups, not "
+        ):
+            optimizer("sgd", wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"sub\.opt: LBFGS"):
         optimizer("lbfgs", [{"params": [p]} for p in net.parameters()], where="sub.opt")
 

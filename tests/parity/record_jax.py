@@ -231,7 +231,25 @@ def descents() -> dict[str, Any]:
             theta = optax.apply_updates(theta, update)
             passed.append(theta)
         recorded[name] = jnp.stack(passed)
-    return recorded
+    return recorded | {"sam": sharpness_aware()}
+
+
+def sharpness_aware() -> Any:
+    """Momentum steps by the gradient at the worst point near by, down the same quadratic."""
+    optimizer = optax.contrib.sam(
+        optax.sgd(0.05, momentum=0.8),
+        optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
+        opaque_mode=True,
+    )
+    theta = jnp.asarray(START)
+    state, passed = optimizer.init(theta), []
+    for _ in range(12):
+        update, state = optimizer.update(
+            CURVATURE * theta, state, theta, grad_fn=lambda params, _: CURVATURE * params
+        )
+        theta = optax.apply_updates(theta, update)
+        passed.append(theta)
+    return jnp.stack(passed)
 
 
 def _given(diagonal: Any) -> Any:
@@ -250,6 +268,7 @@ def schedules() -> dict[str, Any]:
         "polynomial": optax.polynomial_schedule(1.0, 0.1, 2.0, 20),
         "exponential": optax.exponential_decay(1.0, 1, 0.9),
         "one_cycle": optax.cosine_onecycle_schedule(19, 1.0, pct_start=0.3),
+        "linear_one_cycle": optax.linear_onecycle_schedule(20, 25.0),
         "one_cycle of 21 steps": optax.cosine_onecycle_schedule(21, 1.0, pct_start=0.3),
         "piecewise": optax.piecewise_interpolate_schedule("linear", 1.0, {5: 0.5, 12: 0.2}),
         "warmup_exponential": optax.warmup_exponential_decay_schedule(0.1, 1.0, 5, 15, 0.01),

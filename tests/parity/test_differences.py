@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from differing import CHECKS, RECORDED, X, checks_of, close, declared_of, default, differs
+from pytorch_optimizer.lr_scheduler.chebyshev import get_chebyshev_lr_lambda
 from torch import nn
 
 import dlblocks
@@ -188,6 +189,16 @@ def _() -> None:
     assert theirs.argmax() == 6
     assert theirs[6] == pytest.approx(1.0)
     assert max(lrs("one_cycle", 22)[:20]) < 0.999
+
+
+@differs("scheduler", "chebyshev", "pytorch-optimizer")
+def _() -> None:
+    theirs = [get_chebyshev_lr_lambda(epoch, 16) for epoch in range(18)]
+    assert theirs[0] == theirs[1] == theirs[2]
+    close(theirs[2:], lrs("chebyshev", 16))
+    # Of 12 epochs, it takes the rates of 16.
+    assert not set(lrs("chebyshev", 12)) & set(theirs)
+    assert {get_chebyshev_lr_lambda(epoch, 12) for epoch in range(12)} < set(theirs)
 
 
 @differs("scheduler", "polynomial", "torch")

@@ -100,6 +100,11 @@ def test_mistakes(spec: str, params: dict[str, Any], message: str, sgd: torch.op
         scheduler(spec, sgd, **{"total_steps": 10, **params})
 
 
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(UserError, match="scheduler: give an optimizer, not Linear"):
+        scheduler("cosine", torch.nn.Linear(1, 1), total_steps=10)  # type: ignore[arg-type]
+
+
 def test_cycle_momentum_needs_one() -> None:
     adagrad = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)])
     with pytest.raises(

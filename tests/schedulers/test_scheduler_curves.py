@@ -181,12 +181,18 @@ def linear_factor(t: int, start_factor: float, end_factor: float, total_iters: i
     return (1 - share) * start_factor + share * end_factor
 
 
-def warmup_stable_decay(t: int, warmup: float, decay: float, min_lr_ratio: float) -> float:
+def warmup_stable_decay(t: int, warmup: float, decay: float, min_lr_ratio: float, shape: str) -> float:
     steps = int(warmup) if warmup >= 1 else round(warmup * TOTAL)
     rising = (t + 1) / steps if t < steps else 1.0
     last = TOTAL * decay
-    left = max(TOTAL - t, 0)
-    return rising * (min_lr_ratio + (1 - min_lr_ratio) * (left / last if left < last else 1.0))
+    over = 1 - min(max(TOTAL - t, 0) / last, 1)
+    height = {
+        "linear": 1 - over,
+        "sqrt": 1 - over**0.5,
+        "square": 1 - over**2,
+        "cosine": (1 + math.cos(math.pi * over)) / 2,
+    }[shape]
+    return rising * (min_lr_ratio + (1 - min_lr_ratio) * height)
 
 
 def flat_cosine(t: int, pct_start: float, min_lr_ratio: float) -> float:
@@ -261,6 +267,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {},
         {"warmup": 0, "decay": 1.0, "min_lr_ratio": 0.1},
         {"warmup": 6, "decay": 0.5},
+        {"shape": "sqrt"},
+        {"shape": "square", "min_lr_ratio": 0.1},
+        {"shape": "cosine", "decay": 0.6},
     ],
     "flat_cosine": [{}, {"pct_start": 0.0}, {"pct_start": 0.5, "min_lr_ratio": 0.3}],
     "rex": [{}, {"min_lr_ratio": 0.1}],
