@@ -237,12 +237,11 @@ def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float], u
         )
     elif others := sorted((lap.loss, lap.rate) for lap in last if lap.loss > best.loss)[:2]:
         beside = f", lower than at {' and '.join(f'{rate:g}' for rate in sorted(rate for _, rate in others))}"
-    edge = (
-        f" It is the {'lowest' if best.rate == rates[0] else 'highest'} that was tried: widen"
-        f" lr_finder.{'min_lr' if best.rate == rates[0] else 'max_lr'}."
-        if best.rate in (rates[0], rates[-1])
-        else ""
-    )
+    edge = ""
+    fastest = leader([lap for lap in laps if not lap.judged])
+    for end, name, setting in ((rates[0], "lowest", "min_lr"), (rates[-1], "highest", "max_lr")):
+        if best.rate == end or (fastest is not None and fastest.rate == end):
+            edge = f" The {name} rate of all is among the best: widen lr_finder.{setting}."
     return (
         f"learning rate {best.rate:g}: {judged_by if best.judged else 'training loss'} {best.loss:.4g} after"
         f" {best.steps} steps{beside}; {len({lap.rate for lap in laps})} rates tried.{edge}"
