@@ -78,7 +78,7 @@ LR_FINDER = (
     ),
     Param("min_lr", 1e-5, "float", "the lowest rate tried", "(0, inf)"),
     Param("max_lr", 10.0, "float", "the highest rate tried", "(0, inf)"),
-    Param("steps", 40, "int", "of the rates that stay in the race to its end", "[1, inf)"),
+    Param("steps", 40, "int", "of the last rates in the race", "[1, inf)"),
 )
 
 # Beside the parameters of an optimizer.

@@ -79,14 +79,16 @@ class LearningRateChoice:
 
 
 def _draw_race(axes: Axes, laps: tuple[Lap, ...], judged_by: str) -> None:
-    ends = sorted({lap.steps for lap in laps if lap.steps})
-    for turn, end in enumerate(ends):
-        here = sorted((lap.rate, lap.loss) for lap in laps if lap.steps == end and not math.isnan(lap.loss))
-        by = judged_by if any(lap.judged for lap in laps if lap.steps == end) else "training loss"
-        shade = 0.25 + 0.75 * (turn + 1) / len(ends)
-        axes.plot(
-            *zip(*here, strict=True) if here else ([], []), "o-", alpha=shade, label=f"{by}, {end} steps"
+    ends = sorted({(lap.judged, lap.steps) for lap in laps if lap.steps})
+    for turn, (judged, end) in enumerate(ends):
+        here = sorted(
+            (lap.rate, lap.loss)
+            for lap in laps
+            if (lap.judged, lap.steps) == (judged, end) and not math.isnan(lap.loss)
         )
+        shade = 0.25 + 0.75 * (turn + 1) / len(ends)
+        label = f"{judged_by if judged else 'training loss'}, {end} steps"
+        axes.plot(*zip(*here, strict=True) if here else ([], []), "o-", alpha=shade, label=label)
     # Where a rate is too high the loss has no bounds.
     finite = [lap.loss for lap in laps if not math.isnan(lap.loss)]
     low, start = min(finite), laps[0].loss

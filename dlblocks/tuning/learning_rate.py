@@ -15,7 +15,7 @@ from dlblocks.tuning import range_test
 from dlblocks.tuning.batches import Batches, gather
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
-from dlblocks.tuning.race import STEPS, Lap, ladder, leader, planned, race, winner
+from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import base_rates, scale_rates
 from dlblocks.tuning.trial import Trial
@@ -44,11 +44,11 @@ def find_lr(
 ) -> LearningRateChoice:
     """Find a learning rate for any LightningModule with one optimizer, before `trainer.fit`.
 
-    `race` trains the same net at 13 rates from the same weights on the same batches, drops the slow ones early by
-    their training losses, and takes of the last three the one with the lowest validation loss, or a lower rate that
-    comes near it; without validation, the loss on a fifth of the training batches that no rate has trained on
-    (`tuning.race`). The others are suggestions of a range test (Smith 2015,
-    arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest` and `minimum`.
+    `race` trains the same net at 13 rates from the same weights on the same batches, sees by their training losses
+    where the fast ones lie, trains at some rates around there, and takes the one with the lowest validation loss or
+    one that comes near it; without validation, the loss on a fifth of the training batches that no rate has trained
+    on (`tuning.race`). The others are suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to
+    three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
     rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
@@ -61,7 +61,7 @@ def find_lr(
         datamodule: or give `train_dataloaders`, and `val_dataloaders`.
         method: see above.
         min_lr, max_lr: the range.
-        steps: of the rates that stay in the race to its end; a run of less than twice as many is raced whole.
+        steps: of the last rates in the race; a run of less than twice as many is raced whole, at more of them.
 
     Raises:
         UserError: a range or method that is not legal, a module with several optimizers or none, a strategy
@@ -153,10 +153,8 @@ class _Runner:
     def _finite(self) -> bool:
         return not self._losses or not math.isnan(self._losses[-1])
 
-    def training_loss(self) -> float:
-        """Of the last third of the steps: enough that one batch does not decide, and few that are long past."""
-        last = self._losses[-math.ceil(len(self._losses) / 3) :]
-        return sum(last) / len(last)
+    def losses(self) -> list[float]:
+        return self._losses
 
     def score(self) -> float:
         if not self._finite:
@@ -177,8 +175,8 @@ class _Replayed:
         self._runner = self._start()
         self._runner.run_to(step)
 
-    def training_loss(self) -> float:
-        return self._leave().training_loss()
+    def losses(self) -> list[float]:
+        return self._leave().losses()
 
     def score(self) -> float:
         return self._leave().score()
@@ -209,9 +207,10 @@ def _race(
 
         return start() if weights <= _KEPT_BYTES else _Replayed(start)
 
-    with progress(WHAT, planned(len(rates), steps)) as passed:
-        laps = race(rates, enter, steps, passed)
-    best = winner(laps, 1 - steps / total)
+    unseen = 1 - steps / total
+    with progress(WHAT, planned(len(rates), steps, unseen)) as passed:
+        laps = race(rates, enter, steps, unseen, passed)
+    best = winner(laps, unseen)
     if best is None:
         raise UserError(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
@@ -221,34 +220,31 @@ def _race(
     return LearningRateChoice(
         lr=best.rate,
         method="race",
-        explanation=_explained(best, laps, judged_by, rates),
+        explanation=_explained(best, laps, judged_by, rates, unseen),
         judged_by=judged_by,
         laps=tuple(laps),
     )
 
 
-def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float]) -> str:
+def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float], unseen: float) -> str:
     beside = ""
     first = leader(laps)
+    last = [lap for lap in laps if lap.steps == best.steps and lap.judged == best.judged]
     if first is not None and first != best:
         beside = (
-            f", near the lowest ({first.loss:.4g} at {first.rate:g}), and the lower rate is the safer one"
+            f", near the lowest ({first.loss:.4g} at {first.rate:g}) and nearer to {aim(laps, unseen):.2g}, to which"
+            " the fast rates point"
         )
-    else:
-        last = sorted(
-            (lap.loss, lap.rate) for lap in laps if lap.steps == best.steps and lap.loss > best.loss
-        )
-        if others := sorted(rate for _, rate in last[:2]):
-            beside = f", lower than at {' and '.join(f'{rate:g}' for rate in others)}"
-    edge = (
-        f" It is the {'lowest' if best.rate == rates[0] else 'highest'} that was tried: widen"
-        f" lr_finder.{'min_lr' if best.rate == rates[0] else 'max_lr'}."
-        if best.rate in (rates[0], rates[-1])
-        else ""
-    )
+    elif others := sorted((lap.loss, lap.rate) for lap in last if lap.loss > best.loss)[:2]:
+        beside = f", lower than at {' and '.join(f'{rate:g}' for rate in sorted(rate for _, rate in others))}"
+    edge = ""
+    fastest = leader([lap for lap in laps if not lap.judged])
+    for end, name, setting in ((rates[0], "lowest", "min_lr"), (rates[-1], "highest", "max_lr")):
+        if best.rate == end or (fastest is not None and fastest.rate == end):
+            edge = f" The {name} rate of all is among the best: widen lr_finder.{setting}."
     return (
         f"learning rate {best.rate:g}: {judged_by if best.judged else 'training loss'} {best.loss:.4g} after"
-        f" {best.steps} steps{beside}; {len(rates)} rates tried.{edge}"
+        f" {best.steps} steps{beside}; {len({lap.rate for lap in laps})} rates tried.{edge}"
     )
 
 

@@ -26,6 +26,7 @@ from dlblocks.errors import UserError
 from dlblocks.recipe import LR_FINDER
 from dlblocks.tuning import learning_rate
 from dlblocks.tuning.learning_rate import METHODS, LearningRateFinder, find_lr
+from dlblocks.tuning.race import KEPT, LAST, LAST_TO_END, PULL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
@@ -260,21 +261,28 @@ def test_a_handful_of_batches(batches: int, method: Any) -> None:
     assert 1e-6 < choice.lr < 10
 
 
-@pytest.mark.parametrize(("run", "longest"), [(5, 5), (40, 40), (79, 79), (80, 40), (-1, 40)])
-def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int) -> None:
+@pytest.mark.parametrize(
+    ("run", "longest", "rates"),
+    [(5, 5, LAST_TO_END), (40, 40, KEPT), (79, 79, KEPT), (80, 40, LAST), (-1, 40, LAST)],
+)
+def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int, rates: int) -> None:
     choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader())
+    judged = [lap.steps for lap in choice.laps if lap.judged]
     assert max(lap.steps for lap in choice.laps) == longest
-    assert all(lap.judged == (lap.steps in (0, longest)) for lap in choice.laps)
+    assert judged.count(longest) == rates
+    assert {lap.steps for lap in choice.laps if not lap.judged} == {0, 4, min(12, longest)}
 
 
 def test_a_race_to_the_end_of_the_run_knows_what_the_run_comes_to() -> None:
     choice = find_lr(trainer(max_epochs=4), Foreign(), train_dataloaders=loader(), val_dataloaders=loader())
-    lowest = min((lap for lap in choice.laps if lap.steps == 48), key=lambda lap: lap.loss)
-    assert choice.lr == lowest.rate
+    last = [lap for lap in choice.laps if lap.steps == 48]
+    won = next(lap for lap in last if lap.rate == choice.lr)
+    lowest = min(lap.loss for lap in last)
+    assert won.loss - lowest <= PULL * (choice.laps[0].loss - lowest)
     fitted = trainer(max_epochs=4)
     fitted.fit(Foreign(choice.lr), loader(), loader())
     # Eight batches judge, of twelve.
-    assert float(fitted.callback_metrics["val_loss"]) == pytest.approx(lowest.loss, rel=0.2)
+    assert float(fitted.callback_metrics["val_loss"]) == pytest.approx(won.loss, rel=0.2)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of")
