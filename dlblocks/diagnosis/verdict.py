@@ -17,7 +17,7 @@ Outcome = Literal["trains", "slow", "will not start", "will diverge", "unclear"]
 # Of gradient descent: error taken off for each unit of learning rate, as a log10.
 _SLOWEST, _FASTEST = -7.4, 5.6
 # Of adaptive methods, which scale gradients up: log10 of the largest gradient that tells inputs apart.
-_FAINTEST = -15.0
+_FAINTEST = -20.0
 # A first update of this share of the weights changes them in time and does not overturn them.
 _UPDATE = (1e-5, 0.1)
 
