@@ -139,11 +139,14 @@ class StopAtSignal(Callback):
 
     def _agreed(self, trainer: L.Trainer) -> bool:
         """Whether any of the processes was told to stop: a signal may reach only one, and all must stop together."""
-        if trainer.world_size > 1:
-            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            distributed.all_reduce(number, distributed.ReduceOp.MAX)
-            self.received = int(number) or None
-        return self.received is not None
+        if trainer.world_size == 1:
+            return self.received is not None
+        number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        told = int(number)
+        # One that came meanwhile is not yet known to the others, and must not be lost.
+        self.received = told or self.received
+        return told > 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = number
