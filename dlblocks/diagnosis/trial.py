@@ -25,7 +25,7 @@ STARTED = 0.17
 # And what counts as slow.
 SLOW = 0.08
 # From 0.1 to here the order of the instances decides as much as the net does; beyond, a run is not run on.
-UNSURE = (0.1, 0.25)
+UNSURE = (0.1, 0.35)
 # A loss so many times the first one has gone off.
 _GONE = 1e3
 
