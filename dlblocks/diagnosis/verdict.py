@@ -15,7 +15,7 @@ from dlblocks.diagnosis.signal import Signal
 Outcome = Literal["trains", "slow", "will not start", "will diverge", "unclear"]
 
 # Of gradient descent: error taken off for each unit of learning rate, as a log10.
-_SLOWEST, _FASTEST = -7.4, 5.6
+_SLOWEST, _FASTEST = -9.0, 10.0
 # Of adaptive methods, which scale gradients up: log10 of the largest gradient that tells inputs apart.
 _FAINTEST = -20.0
 # A first update of this share of the weights changes them in time and does not overturn them.
