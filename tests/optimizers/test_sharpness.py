@@ -235,17 +235,6 @@ def test_pytorch_optimizers_gsam_is_the_same() -> None:
         np.testing.assert_allclose(got, other.detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_pytorch_optimizers_looksam_takes_each_tensor_alone() -> None:
-    """Which is the difference that the entry declares: of one tensor the two are the same, see above."""
-    pieces = [[torch.tensor(part, requires_grad=True) for part in (START[:1], START[1:])] for _ in range(2)]
-    ours = optimizer("looksam", pieces[0], base=BASE, lr=LR, rho=RHO)
-    theirs = pytorch_optimizer.LookSAM(pieces[1], torch.optim.SGD, rho=RHO, k=5, lr=LR, momentum=MOMENTUM)
-    paths = list(zip(run(ours, pieces[0]), run(theirs, pieces[1], True), strict=True))
-    np.testing.assert_allclose(*paths[0], rtol=1e-6)
-    assert np.abs(paths[1][0] - paths[1][1]).max() > 1e-4
-    assert "each tensor" in next(b for b in BLOCKS if b.name == "looksam").differs_from["pytorch-optimizer"]
-
-
 def test_looksam_takes_one_pass_between_looks() -> None:
     theta = start()
     opt = optimizer("looksam", [theta], base=BASE, lr=LR, k=3)
