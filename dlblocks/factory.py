@@ -5,6 +5,7 @@ Wherever a block is accepted, a name, a `{name: ..., params}` mapping, or a read
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
     """An initialiser, called with `(tensor, fans=None, generator=None)`; it fills the tensor in place.
 
     Raises:
-        UserError: unknown name or parameter, or rules, which only `initialize` can follow.
+        UserError: unknown name or parameter, or rules, which only `initialize` can follow; when called, a
+            tensor of whole numbers.
 
     >>> import torch
     >>> initializer("constant", value=0.5)(torch.empty(2))
@@ -55,13 +57,22 @@ def initializer(spec: Spec, /, where: str = "", **params: Any) -> Callable[..., 
         _no_parameters(params, where or "initializer")
         ready: Callable[..., Tensor] = spec
         return ready
-    import functools
-
     spec, rules = split(spec, where or "init")
     if rules:
         raise UserError(f"{where or 'init'}.rules: need the names of a model: use dlblocks.initialize.")
     block, full = parse_whole("initializer", spec, params, where)
-    return functools.partial(block.load(), **full)
+    return _Fill(block.load(), **full)
+
+
+class _Fill(functools.partial["Tensor"]):
+    """An initialiser with its parameters, which takes no tensor that would round its values."""
+
+    def __call__(self, tensor: Tensor, /, *args: Any, **params: Any) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise UserError(
+                f"{self.func.__name__}: fills tensors of floating-point numbers, not of {tensor.dtype}."
+            )
+        return super().__call__(tensor, *args, **params)
 
 
 def _module(kind: str, spec: Spec, where: str, params: dict[str, Any]) -> nn.Module:

@@ -178,10 +178,21 @@ def parse(kind: str, spec: str | Mapping[str, Any], where: str = "") -> tuple[Bl
 def parse_whole(
     kind: str, spec: str | Mapping[str, Any], params: Mapping[str, Any], where: str = ""
 ) -> tuple[Block, dict[str, Any]]:
-    """As `parse`, with `params` over those of `spec` and both over the defaults: every parameter is there."""
+    """As `parse`, with `params` over those of `spec` and both over the defaults: every parameter is there.
+
+    Raises:
+        UserError: as `parse`, or a lower bound (the first name of the tag `ascending`) above the upper one.
+    """
     block, given = parse(kind, spec, where)
     given.update(block.check(params, where))
-    return block, {p.name: given.get(p.name, p.default) for p in block.params}
+    whole = {p.name: given.get(p.name, p.default) for p in block.params}
+    if bounds := block.tags.get("ascending"):
+        low, high = bounds
+        if whole[low] > whole[high]:
+            raise UserError(
+                f"{where or kind}: {low}={whole[low]:g} must not be above {high}={whole[high]:g}."
+            )
+    return block, whole
 
 
 def spell_out(kind: str, spec: str | Mapping[str, Any], where: str = "") -> dict[str, Any]:

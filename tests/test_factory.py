@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from dlblocks import factory
 from dlblocks.errors import UnknownNameError, UserError
+from dlblocks.registry import names
 
 BUILDERS = {"activation": (factory.activation, nn.ELU, "elu"), "loss": (factory.loss, nn.Module, "huber")}
 
@@ -54,10 +57,23 @@ def test_what_is_ready_takes_no_parameters() -> None:
 def test_parameters_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(UserError, match=r"^net\.act: max_val"):
         factory.activation("hard_tanh", where="net.act", min_val=1.0, max_val=-1.0)
+    with pytest.raises(UserError, match=r"^activation: lower=0\.5 must not be above upper=0\.333333"):
+        factory.activation("rrelu", lower=0.5)
+    assert factory.activation("rrelu", lower=0.5, upper=0.5).upper == 0.5
     with pytest.raises(UserError, match=r"^loss: DistributionBalanced: counts and instances belong together"):
         factory.loss("distribution_balanced", counts=[1.0, 2.0])
     with pytest.raises(UserError, match="counts up to 9 must be below instances=9"):
         factory.loss("distribution_balanced", counts=[1.0, 9.0], instances=9)
+
+
+@pytest.mark.parametrize("name", [n for n in names("initializer") if n != "auto"])
+def test_initializers_refuse_whole_numbers(name: str) -> None:
+    """Which would round what is drawn to 0, or have no such generator."""
+    fill = factory.initializer(name)
+    with pytest.raises(UserError, match=r"fills tensors of floating-point numbers, not of torch\.int64"):
+        fill(torch.zeros(4, 4, 3, dtype=torch.int64))
+    fitting = torch.zeros(4, 4, 3) if name in ("dirac", "delta_orthogonal") else torch.zeros(4, 4)
+    assert pickle.loads(pickle.dumps(fill))(fitting) is fitting
 
 
 def test_every_call_builds_a_fresh_module() -> None:

@@ -290,7 +290,7 @@ BLOCKS: tuple[Block, ...] = (
         summary="Leaky ReLU with a random slope in training and its mean otherwise.",
         formula="x if x >= 0 else a * x, a ~ U(lower, upper) in training, (lower + upper) / 2 otherwise",
         source="Xu et al. 2015, arXiv:1505.00853",
-        tags={"stochastic": True},
+        tags={"stochastic": True, "ascending": ("lower", "upper")},
     ),
     _entry(
         "threshold",

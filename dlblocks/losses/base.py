@@ -113,9 +113,10 @@ def autocast_device(tensor: Tensor) -> str:
 
     Entering a context costs more than the loss of a small batch; so does the name of a device.
     """
-    device = "cpu" if tensor.is_cpu else tensor.device.type
-    available = device == "cpu" or torch.amp.is_autocast_available(device)
-    return device if available and torch.is_autocast_enabled(device) else ""
+    if tensor.is_cpu:
+        return "cpu" if torch.is_autocast_enabled("cpu") else ""
+    device = tensor.device.type
+    return device if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else ""
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:

@@ -139,13 +139,15 @@ class NLL(ClassLoss):
     ) -> None:
         super().__init__(reduction)
         self.weight = ClassWeights(weight, "loss.weight")
+        # Looking up the parts of a module takes a third of the time of a small batch.
+        self._weighs = weight is not None
         self.ignore_index = ignore_index
 
     def counts(self, input: Tensor, target: Tensor) -> Tensor | None:
         return self.weight.of(input, target, self.ignore_index)
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
-        weight = self.weight.factors(input, input.shape[1])
+        weight = self.weight.factors(input, input.shape[1]) if self._weighs else None
         return F.nll_loss(input, target, weight=weight, ignore_index=self.ignore_index, reduction=reduction)
 
 

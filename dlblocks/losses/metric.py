@@ -35,10 +35,15 @@ class ArgumentsLoss(ReducedLoss):
     def _weighted(
         self, arguments: Iterable[Tensor], named: Mapping[str, Tensor], sample_weight: Tensor | None
     ) -> Tensor:
-        values = self.each(*(wide(argument) for argument in arguments), **named)
+        widened = [wide(argument) for argument in arguments]
         if sample_weight is None:
-            return reduced(values, self.reduction)
+            return self.whole(*widened, **named)
+        values = self.each(*widened, **named)
         return weighted(values, sample_weight, None, self.reduction, type(self).__name__)
+
+    def whole(self, *arguments: Any, **named: Any) -> Tensor:
+        """The reduced loss; a subclass overrides it where torch has it in one call."""
+        return reduced(self.each(*arguments, **named), self.reduction)
 
     @abstractmethod
     def each(self, *arguments: Any, **named: Any) -> Tensor:
@@ -50,7 +55,8 @@ class ArgumentsLoss(ReducedLoss):
         Raises:
             ValueError: says the shapes.
         """
-        if len({argument.shape for argument in arguments.values()}) > 1:
+        shapes = [argument.shape for argument in arguments.values()]
+        if shapes.count(shapes[0]) < len(shapes):
             told = ", ".join(f"{name} {tuple(argument.shape)}" for name, argument in arguments.items())
             raise ValueError(f"{type(self).__name__}: {told} must have the same shape")
 
@@ -169,8 +175,14 @@ class MarginRanking(ArgumentsLoss):
         self.margin = margin
 
     def each(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        return self._reduced(input1, input2, target, "none")
+
+    def whole(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        return self._reduced(input1, input2, target, self.reduction)
+
+    def _reduced(self, input1: Tensor, input2: Tensor, target: Tensor, reduction: str) -> Tensor:
         self.same_shape(input1=input1, input2=input2, target=target)
-        return F.margin_ranking_loss(input1, input2, target, self.margin, reduction="none")
+        return F.margin_ranking_loss(input1, input2, target, self.margin, reduction=reduction)
 
 
 class NTXent(ArgumentsLoss):

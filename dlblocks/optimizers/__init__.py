@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dlblocks.optimizers import extra, own, own_adam
+from dlblocks.optimizers import extra, own, own_adam, own_wrappers
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS, IMPLEMENTATION, MOMENTS, betas, decay, eps, lr
 from dlblocks.records import Block, Param
 
@@ -296,5 +296,6 @@ BLOCKS: tuple[Block, ...] = (
     ),
     *own.BLOCKS,
     *own_adam.BLOCKS,
+    *own_wrappers.BLOCKS,
     *extra.BLOCKS,
 )

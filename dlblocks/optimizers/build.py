@@ -80,6 +80,8 @@ def _wrapped(
     if rate is not None:
         given["lr"] = rate
     base = optimizer({"name": inner.name, **given}, model_or_params, f"{where}.base")
+    if block.tags["parts_decay"]:
+        params["decoupled"] = inner.tags.get("kind_of_decay") == "decoupled"
     built: Optimizer = block.load()(base, **params)
     return built
 

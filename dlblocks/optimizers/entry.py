@@ -31,14 +31,23 @@ def entry(
     )
 
 
-def wrapper(name: str, target: str, *params: Param, closure: bool = False, **about: Any) -> Block:
+def wrapper(
+    name: str, target: str, *params: Param, closure: bool = False, parts_decay: bool = False, **about: Any
+) -> Block:
+    """A record of a wrapper; with `parts_decay` it is told whether the base's decay is decoupled."""
     base = Param("base", "adamw", "any", "the optimizer inside: a name or {name: ..., parameters}")
     rate = Param("lr", None, "float", "learning rate of the base; null is the base's own", "(0, inf)")
     return Block(
         kind="optimizer",
         name=name,
-        target=f"dlblocks.optimizers.wrappers:{target}",
+        target=f"dlblocks.optimizers.{target}",
         params=(rate, base, *params),
-        tags={"elementwise": False, "linear_in_lr": False, "closure": closure, "wraps": True},
+        tags={
+            "elementwise": False,
+            "linear_in_lr": False,
+            "closure": closure,
+            "wraps": True,
+            "parts_decay": parts_decay,
+        },
         **about,
     )

@@ -60,7 +60,12 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         "SpectralSphere": "takes matrices only",
         "DistributedMuon": "needs a process group",
         "DeMo": "needs a process group",
-        "Magma": "wraps another optimizer",
+        "Magma": "goes around another optimizer by a paper that is too new to tell what lasts of it",
+        # These go around another and are not in the package's own list.
+        "PCGrad": "needs the losses of several tasks apart, where a training step here has one",
+        "SafeFP16Optimizer": "scales the loss, which trainer.precision does",
+        "ScheduleFreeWrapper": "schedule_free_sgd, schedule_free_adamw and schedule_free_radam are it",
+        "CPUOffloadOptimizer": "another place for the state, not another update",
     }
 )
 

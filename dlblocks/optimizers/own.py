@@ -1,8 +1,9 @@
-"""The optimisers of our own, which no package that is needed anyway keeps; Adam's kin are in `own_adam`."""
+"""The optimisers of our own, which no package that is needed anyway keeps; Adam's kin are in `own_adam`, those around
+another in `own_wrappers`."""
 
 from __future__ import annotations
 
-from dlblocks.optimizers.entry import entry, wrapper
+from dlblocks.optimizers.entry import entry
 from dlblocks.optimizers.params import MOMENTS, decay, eps, lr
 from dlblocks.records import Block, Param
 
@@ -75,6 +76,24 @@ BLOCKS: tuple[Block, ...] = (
         summary="Gradient descent that looks ahead by the change of the gradient, for games and saddle points.",
         formula="theta -= lr * (alpha g_t + beta (g_t - g_(t-1))), g_0 = g_1",
         source="Daskalakis et al. 2017, arXiv:1711.00141; general form: Mokhtari et al. 2019, arXiv:1901.08511",
+    ),
+    entry(
+        "rmsprop_tf",
+        "rmsprop_tf:RMSpropTF",
+        lr(0.01),
+        Param("alpha", 0.9, "float", "decay rate of the average of g^2", "[0, 1)"),
+        eps(1e-10, "added inside the root"),
+        decay(),
+        Param("momentum", 0.0, "float", "share of the last step that is kept", "[0, 1)"),
+        Param("centered", False, "bool", "subtract the square of the average of g: the variance"),
+        decay="l2",
+        elementwise=True,
+        linear_in_lr=False,
+        summary="rmsprop as TensorFlow has it, which many recipes of image models were tuned with.",
+        formula="v_0 = 1, v_t = alpha v_(t-1) + (1 - alpha) g^2; centered: a_t = alpha a_(t-1) + (1 - alpha) g,"
+        " s = v_t - a_t^2, else s = v_t; b_t = momentum b_(t-1) + lr * g / sqrt(s + eps); theta -= b_t",
+        source="Tieleman & Hinton 2012 (Coursera lecture 6.5); tf.compat.v1.train.RMSPropOptimizer",
+        note="rmsprop starts v at 0, has eps outside the root and lr outside the momentum",
     ),
     entry(
         "noisy_sgd",
@@ -238,31 +257,5 @@ BLOCKS: tuple[Block, ...] = (
         formula="theta -= lr * g + sqrt(2 lr temperature) n, n standard normal",
         source="Welling & Teh 2011 (ICML)",
         note="the paper's step size is 2 lr",
-    ),
-    wrapper(
-        "lookahead",
-        "Lookahead",
-        Param("k", 5, "int", "steps of the base between two of the slow weights", "[1, inf)"),
-        Param("alpha", 0.5, "float", "share of the way that the slow weights go", "(0, 1]"),
-        summary="Several steps of another optimizer, then a part of the way.",
-        formula="every k steps: slow += alpha (theta - slow); theta = slow",
-        source="Zhang et al. 2019, arXiv:1907.08610",
-    ),
-    wrapper(
-        "sam",
-        "SAM",
-        Param("rho", 0.05, "float", "distance of the point whose gradient is taken", "(0, inf)"),
-        Param("adaptive", False, "bool", "measured in the size of each weight (ASAM, arXiv:2102.11600)"),
-        closure=True,
-        summary="Another optimizer's step by the gradient at the worst point near by, for flat minima; two passes.",
-        formula="e = rho g / |g|; g = gradient at theta + e; then the base's step from theta",
-        source="Foret et al. 2020, arXiv:2010.01412",
-    ),
-    wrapper(
-        "orthograd",
-        "OrthoGrad",
-        summary="Another optimizer's step by the part of the gradient at right angles to the weights.",
-        formula="g' = g - theta (theta . g) / |theta|^2 in each tensor, brought to the length of g",
-        source="Prieto et al. 2025, arXiv:2501.04697",
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlblocks.errors import UserError
+from dlblocks.optimizers.base import gradient_of
 
 
 class Wrapper(Optimizer, ABC):
@@ -18,7 +18,7 @@ class Wrapper(Optimizer, ABC):
 
     Args:
         base: the optimizer inside.
-        options: kept in each group.
+        options: kept in each group, under names that no base has for its own.
     """
 
     def __init__(self, base: Optimizer, **options: Any) -> None:
@@ -34,9 +34,26 @@ class Wrapper(Optimizer, ABC):
         self.base.load_state_dict(state_dict)
         self._link()
 
+    def moving(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Every parameter that has a gradient, with its group."""
+        return [
+            (theta, group)
+            for group in self.param_groups
+            for theta in group["params"]
+            if theta.grad is not None
+        ]
+
     @abstractmethod
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update."""
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The closure's loss, if there is a closure; the gradients are its."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class Lookahead(Wrapper):
@@ -51,7 +68,7 @@ class Lookahead(Wrapper):
     """
 
     def __init__(self, base: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
-        super().__init__(base, k=k, alpha=alpha)
+        super().__init__(base, slow_every=k, slow_share=alpha)
         for group in self.param_groups:
             group.setdefault("fast_steps", 0)
 
@@ -74,59 +91,8 @@ class Lookahead(Wrapper):
 
     def _follow(self, theta: Tensor, group: dict[str, Any], begun: dict[Tensor, Tensor]) -> None:
         slow: Tensor = self.state[theta].setdefault("slow", begun.get(theta))
-        if group["fast_steps"] % group["k"] == 0:
-            theta.copy_(slow.lerp_(theta, group["alpha"]))
-
-
-class SAM(Wrapper):
-    """The base's step by the gradient at the worst point near by: flat minima (Foret et al. 2020, arXiv:2010.01412).
-
-    `e = rho g / |g|`, the norm over all parameters; `g = gradient at theta + e`; then the base's step from
-    theta. Adaptive (Kwon et al. 2021, arXiv:2102.11600): `e = rho theta^2 g / ||theta| g|`. Two forward and
-    backward passes a step.
-
-    Args:
-        base: the optimizer that takes the step.
-        rho: distance of that point.
-        adaptive: measured in the size of each weight; wants a rho about ten times as large.
-
-    Raises:
-        UserError: `step` without a closure.
-    """
-
-    def __init__(self, base: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
-        super().__init__(base, rho=rho, adaptive=adaptive)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if closure is None:
-            raise UserError("SAM: step() needs a closure that evaluates the model and returns the loss.")
-        with torch.enable_grad():
-            loss = closure()
-        before = self._climb()
-        with torch.enable_grad():
-            closure()
-        with torch.no_grad():
-            for theta, value in before:
-                theta.copy_(value)
-        self.base.step()
-        return loss
-
-    @torch.no_grad()
-    def _climb(self) -> list[tuple[Tensor, Tensor]]:
-        """Move to the worst point near by; returns the parameters with what they were."""
-        moving = [
-            (theta, theta.detach().clone(), group)
-            for group in self.param_groups
-            for theta in group["params"]
-            if theta.grad is not None
-        ]
-        scaled = [theta.grad * theta.abs() if group["adaptive"] else theta.grad for theta, _, group in moving]
-        if scaled:
-            norm = torch.stack([g.norm() for g in scaled]).norm().clamp_min(1e-12)
-            for (theta, _, group), g in zip(moving, scaled, strict=True):
-                step = g * theta.abs() if group["adaptive"] else g
-                theta.add_(step * (group["rho"] / norm))
-        return [(theta, value) for theta, value, _ in moving]
+        if group["fast_steps"] % group["slow_every"] == 0:
+            theta.copy_(slow.lerp_(theta, group["slow_share"]))
 
 
 class OrthoGrad(Wrapper):
@@ -144,15 +110,11 @@ class OrthoGrad(Wrapper):
         super().__init__(base)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         with torch.no_grad():
-            for group in self.param_groups:
-                for theta in group["params"]:
-                    if theta.grad is not None:
-                        theta.grad.copy_(_at_right_angles(theta.grad, theta))
+            for theta, _ in self.moving():
+                g = gradient_of(theta)
+                g.copy_(_at_right_angles(g, theta))
         self.base.step()
         return loss
 
@@ -163,3 +125,44 @@ def _at_right_angles(g: Tensor, theta: Tensor) -> Tensor:
     # What is left of a gradient along the weights is rounding, and no direction.
     near = length <= 4 * torch.finfo(g.dtype).eps * whole
     return torch.where(near, torch.zeros_like(rest), rest * (whole / length.clamp_min(1e-30)))
+
+
+class Cautious(Wrapper):
+    """The base's step where it agrees in sign with descent, and 0 elsewhere (Liang et al. 2024, arXiv:2411.16085).
+
+    `u` the base's step, without its decoupled decay; `s = 1` where `u g < 0`, else 0;
+    `theta += u s / max(mean(s), floor)`, the mean over each tensor. The decay is as in the base.
+
+    Args:
+        base: the optimizer that takes the step.
+        floor: the least mean by which the rest of the step is divided.
+        decoupled: whether the base's decay is beside its step, where its groups don't say.
+    """
+
+    def __init__(self, base: Optimizer, floor: float = 1e-3, decoupled: bool = False) -> None:
+        super().__init__(base, cautious_floor=floor)
+        self.decoupled = decoupled
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = evaluated(closure)
+        # A base may change gradients in place.
+        begun = [
+            (theta, group, theta.detach().clone(), gradient_of(theta).clone())
+            for theta, group in self.moving()
+        ]
+        self.base.step()
+        with torch.no_grad():
+            for theta, group, before, g in begun:
+                # Some bases only begin their averages in the first step, and decay nothing then.
+                decayed = torch.where(theta == before, 0.0, before * self._decay(group))
+                step = theta - before + decayed
+                agree = (step * g < 0).to(step.dtype)
+                step.mul_(agree / agree.mean().clamp_min(group["cautious_floor"]))
+                theta.copy_(before - decayed + step)
+        return loss
+
+    def _decay(self, group: dict[str, Any]) -> float:
+        """The share of the weights that the base's decoupled decay takes."""
+        said = group.get("weight_decouple", group.get("decoupled_weight_decay", self.decoupled))
+        strength = group.get("weight_decay", 0.0) if said else 0.0
+        return float(strength if group.get("fixed_decay") else strength * group["lr"])

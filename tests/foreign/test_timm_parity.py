@@ -180,10 +180,23 @@ def _timm(name: str, **params: Any) -> Callable[[list[torch.Tensor]], torch.opti
 
 
 _SAME: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1}
+# What makes the base of a cautious one, and timm's, the other's.
+_BASES: dict[str, dict[str, Any]] = {
+    "sgdw": {"nesterov": True},
+    "sgdp": {"nesterov": True},
+    "adamp": {"nesterov": True, "wd_ratio": 0.01},
+    "mars": {"betas": [0.9, 0.99]},
+}
+_THEIRS: dict[str, dict[str, Any]] = {name: {"clip_exp": 0.25} for name in ("cadopt", "cadoptw")}
 
 
 def _both(name: str, **params: Any) -> tuple[Any, Any]:
     return _ours(name, **_SAME, **params), _timm(name, **_SAME, **params)
+
+
+def _cautious(base: str, name: str, **params: Any) -> tuple[Any, Any]:
+    inner = {"name": base, **params, **_BASES.get(base, {})}
+    return _ours("cautious", base=inner), _timm(name, **params, **_THEIRS.get(name, {}))
 
 
 # timm's name -> how ours and timm's are made.
@@ -218,7 +231,22 @@ OPTIMIZERS = {
         _ours("muon", lr=0.05, momentum=0.8),
         _timm("nmuon", lr=0.05, momentum=0.8, weight_decay=0.1, ns_coefficients="original"),
     ),
+    "rmsproptf": (
+        _ours("rmsprop_tf", lr=0.02, momentum=0.5, weight_decay=0.1),
+        _timm("rmsproptf", lr=0.02, momentum=0.5, weight_decay=0.1),
+    ),
+    "cadamw": _cautious("adamw", "cadamw", **_SAME),
+    "cadamc": _cautious("adamc", "cadamc", **_SAME),
+    "cadopt": _cautious("adopt", "cadopt", lr=0.05, weight_decay=0.0),
+    "cadoptw": _cautious("adopt", "cadoptw", **_SAME),
+    "crmsproptf": _cautious("rmsprop_tf", "crmsproptf", lr=0.02, momentum=0.5),
     # From here on of the package pytorch-optimizer.
+    "claprop": _cautious("laprop", "claprop", lr=0.05, weight_decay=0.0),
+    "clion": _cautious("lion", "clion", **_SAME),
+    "cmars": _cautious("mars", "cmars", **_SAME),
+    "csgdw": _cautious("sgdw", "csgdw", **_SAME, momentum=0.8),
+    "clionc": _cautious("lion", "clionc", **_SAME),
+    "csgdc": _cautious("sgdw", "csgdc", **_SAME, momentum=0.8),
     "adabelief": _both("adabelief"),
     "adan": _both("adan"),
     "adopt": (_ours("adopt", lr=0.05), _timm("adopt", lr=0.05, weight_decay=0.0, clip_exp=0.25)),
@@ -254,13 +282,18 @@ OTHER_UPDATES = {
     "adafactor": _both("adafactor"),
     # Ours is pytorch-optimizer's, which corrects the bias of the second moment.
     "adamuon": _both("adamuon", betas=[0.9, 0.999], eps=1e-8),
+    # timm's mask a part of the step, before the rest is added or the step is projected.
+    "csgdp": _cautious("sgdp", "csgdp", **_SAME, momentum=0.8),
+    "cadamp": _cautious("adamp", "cadamp", **_SAME),
+    "cadan": _cautious("adan", "cadan", **_SAME),
+    "cadanw": _cautious("adan", "cadanw", **_SAME),
+    "clamb": _cautious("lamb", "clamb", **_SAME),
 }
 
 # timm's names that are not compared -> why.
 NOT_OFFERED = {
-    "a cautious variant: ours have no mask, or (mars, and adamw as its paper has it) another one": (
-        "cadafactor cadafactorbv cadafactorbvc cadamc cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb"
-        " clambw claprop clion clionc cmars cnadamc cnadamw crmsproptf csgdc csgdp csgdw"
+    "the cautious variant of one that is not compared itself, below": (
+        "cadafactor cadafactorbv cadafactorbvc cadoptc clambw cnadamc cnadamw"
     ),
     "needs CUDA and another package (bitsandbytes, apex)": (
         "bnbadam bnbadam8bit bnbadamw bnbadamw8bit bnbademamix bnbademamix8bit bnblion bnblion8bit bnbsgd"
@@ -275,7 +308,6 @@ NOT_OFFERED = {
         "lambc lambcw nadamuon nlarc radabelief"
     ),
     "big_vision's adafactor; ours is torch's": "adafactorbv adafactorbvc",
-    "TensorFlow's rmsprop; ours is torch's": "rmsproptf",
     "draws random numbers, so that two cannot be compared step by step": "kron kronc kronw adahessian",
 }
 
@@ -388,4 +420,5 @@ def test_tanh_differs_as_declared() -> None:
 
 def test_every_difference_from_timm_is_checked_here() -> None:
     blocks = [REGISTRY.get(kind, name) for kind in REGISTRY.kinds for name in REGISTRY.names(kind)]
-    assert {b.name for b in blocks if "timm" in b.differs_from} == {"star_relu", "tanh", "multistep"}
+    known = {"star_relu", "tanh", "multistep", "cautious"}
+    assert {b.name for b in blocks if "timm" in b.differs_from} == known

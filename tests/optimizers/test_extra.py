@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_optimizer
 import torch
 from numpy.typing import NDArray
 from pytorch_optimizer.optimizer import OPTIMIZERS
 from torch import Tensor, nn
 
 from dlblocks.errors import MissingPackageError, UserError
-from dlblocks.optimizers import extra
+from dlblocks.optimizers import extra, own_wrappers
 from dlblocks.optimizers.build import optimizer
 from dlblocks.optimizers.params import DECAY_NORM_AND_BIAS
 
@@ -147,11 +148,32 @@ def steps(name: str, n: int, grad: Array = GRAD, **params: Any) -> tuple[list[Ar
     return taken, opt.param_groups[0]["lr"]
 
 
+# What goes around another optimizer there -> ours.
+WRAPPERS = {
+    "SAM": "sam",
+    "GSAM": "gsam",
+    "WSAM": "wsam",
+    "LookSAM": "looksam",
+    "FriendlySAM": "friendly_sam",
+    "Lookahead": "lookahead",
+    "OrthoGrad": "orthograd",
+    "TRAC": "trac",
+}
+
+
 def test_every_class_of_the_package_is_a_block_or_left_out_with_a_reason() -> None:
-    classes = {cls.__name__ for cls in OPTIMIZERS.values()}
-    wrapped = {block.load().__name__ for block in extra.BLOCKS}
+    """Those of its list, and those that it only exports."""
+    exported = {
+        value
+        for value in vars(pytorch_optimizer).values()
+        if isinstance(value, type) and value.__module__.startswith("pytorch_optimizer.optimizer.")
+    }
+    steps = {cls.__name__ for cls in exported if hasattr(cls, "step")}
+    classes = {cls.__name__ for cls in OPTIMIZERS.values()} | steps
+    wrapped = {block.load().__name__ for block in extra.BLOCKS} | set(WRAPPERS)
     assert wrapped.isdisjoint(extra.LEFT_OUT)
     assert wrapped | set(extra.LEFT_OUT) == classes
+    assert set(WRAPPERS.values()) < {block.name for block in own_wrappers.BLOCKS}
 
 
 @pytest.mark.parametrize("name", BY_NAME)

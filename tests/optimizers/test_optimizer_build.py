@@ -37,7 +37,18 @@ def test_by_name_with_its_defaults(block: Block, net: nn.Module) -> None:
 def test_records_are_whole(block: Block) -> None:
     has_decay = any(param.name == "weight_decay" for param in block.params)
     assert ("kind_of_decay" in block.tags) == has_decay == (DECAY_NORM_AND_BIAS in block.params)
-    assert block.tags["closure"] == (block.name in ("lbfgs", "polyak_sgd", "momo", "momo_adam", "sam"))
+    with_closure = {
+        "lbfgs",
+        "polyak_sgd",
+        "momo",
+        "momo_adam",
+        "sam",
+        "gsam",
+        "wsam",
+        "looksam",
+        "friendly_sam",
+    }
+    assert block.tags["closure"] == (block.name in with_closure)
     assert isinstance(block.tags["elementwise"], bool)
     assert isinstance(block.tags["linear_in_lr"], bool)
     assert block.params[0].name == "lr" or "lr" in {param.name for param in block.params}

@@ -102,6 +102,17 @@ def optimistic_adam(theta: Array, lr, betas, eps, alpha, beta, weight_decay):
         yield theta
 
 
+def rmsprop_tf(theta: Array, lr, alpha, eps, weight_decay, momentum, centered):
+    v, a, b = np.ones(SIZE), np.zeros(SIZE), np.zeros(SIZE)
+    while True:
+        g = gradient(theta) + weight_decay * theta
+        v = alpha * v + (1 - alpha) * g**2
+        a = alpha * a + (1 - alpha) * g
+        b = momentum * b + lr * g / np.sqrt((v - a**2 if centered else v) + eps)
+        theta = theta - b
+        yield theta
+
+
 def noisy_sgd(theta: Array, lr, weight_decay, **noise: float):
     assert noise["eta"] == 0
     while True:
@@ -328,6 +339,11 @@ REFERENCES: dict[Callable[..., Any], list[dict[str, Any]]] = {
     larc: [{}, {"lr": 0.05, "trust_coefficient": 0.03, "momentum": 0.8, **_DECAY}, {"lr": 1e-6, "eps": 0.1}],
     optimistic_gradient_descent: [{}, {"lr": 0.1, "alpha": 0.5, "beta": 2.0, **_DECAY}],
     optimistic_adam: [{}, {**_SHORT, "alpha": 0.5, "beta": 2.0, **_DECAY}],
+    rmsprop_tf: [
+        {},
+        {"alpha": 0.7, "eps": 0.1, "momentum": 0.8, **_DECAY},
+        {"lr": 0.1, "alpha": 0.7, "momentum": 0.8, "centered": True},
+    ],
     noisy_sgd: [{"eta": 0.0}, {"eta": 0.0, "lr": 0.1, **_DECAY}],
     acprop: [{}, {**_SHORT, **_DECAY}],
     dog: [{}, {"lr": 0.5, "reps_rel": 0.1, "eps": 0.1, **_DECAY}],

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import pytorch_optimizer
 import torch
 from differing import CHECKS, GRADS, RECORDED, START, checks_of, close, declared_of, default, differs
 
@@ -394,6 +395,50 @@ def _() -> None:
         wanted.append(theta)
     close(RECORDED["optimizers"]["rprop"], wanted)
     assert not np.allclose(wanted, ours("rprop", lr=0.05), rtol=1e-3)
+
+
+@differs("optimizer", "looksam", "pytorch-optimizer")
+def _() -> None:
+    """The climb is along all parameters in both; what is kept of it is measured in each tensor alone in theirs."""
+    slopes = [np.array([0.2, 0.05]), np.array([0.1, 0.3, 0.02])]
+    begin = [np.array([1.0, -1.2]), np.array([0.5, 1.5, -1.0])]
+    ends = []
+    for make in (
+        lambda tensors: pytorch_optimizer.LookSAM(tensors, torch.optim.SGD, rho=0.3, k=3, alpha=0.7, lr=0.1),
+        lambda tensors: dlblocks.optimizer("looksam", tensors, base="sgd", rho=0.3, k=3, alpha=0.7, lr=0.1),
+    ):
+        tensors = [torch.tensor(each, requires_grad=True) for each in begin]
+        opt = make(tensors)
+
+        def closure(tensors: list[torch.Tensor] = tensors) -> torch.Tensor:
+            for theta in tensors:
+                theta.grad = None
+            loss = sum((torch.tensor(c) * x**4).sum() for c, x in zip(slopes, tensors, strict=True))
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(5):
+            closure()
+            opt.step(closure)
+        ends.append([theta.detach().numpy() for theta in tensors])
+
+    def gradients(at: list[np.ndarray]) -> list[np.ndarray]:
+        return [4 * c * x**3 for c, x in zip(slopes, at, strict=True)]
+
+    theta, kept = begin, begin
+    for t in range(5):
+        g = gradients(theta)
+        size = np.linalg.norm(np.concatenate(g))
+        if t % 3 == 0:
+            used = gradients([x + 0.3 * each / size for x, each in zip(theta, g, strict=True)])
+            kept = [u - (u @ each) / (each @ each) * each for u, each in zip(used, g, strict=True)]
+        else:
+            scales = [np.linalg.norm(each) / np.linalg.norm(v) for each, v in zip(g, kept, strict=True)]
+            used = [each + 0.7 * s * v for each, s, v in zip(g, scales, kept, strict=True)]
+        theta = [x - 0.1 * u for x, u in zip(theta, used, strict=True)]
+    for got, wanted in zip(ends[0], theta, strict=True):
+        close(got, wanted, 1e-5)
+    assert not np.allclose(np.concatenate(ends[0]), np.concatenate(ends[1]), rtol=1e-3)
 
 
 def test_every_declared_difference_is_checked_and_no_other() -> None:
