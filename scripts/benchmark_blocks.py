@@ -24,6 +24,7 @@ from dlblocks.registry import REGISTRY, names
 Function = Callable[[Tensor], Tensor]
 
 ROWS = 1000
+INSTANCES = 100_000
 # Seconds that a measurement takes at least.
 MEASUREMENT = 0.01
 # Peer -> why it has no column.
@@ -194,9 +195,9 @@ def _keras() -> dict[str, Function]:
 
 
 def _losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
-    """On 100 k outputs; focal and the cross-entropies on 10 k instances of 10 classes."""
-    x, y = torch.randn(10_000, 10, requires_grad=True), torch.randn(10_000, 10)
-    labels, bits = torch.randint(10, (10_000,)), (y > 0).float()
+    """On 1 M outputs; focal and the cross-entropies on 100 k instances of 10 classes."""
+    x, y = torch.randn(INSTANCES, 10, requires_grad=True), torch.randn(INSTANCES, 10)
+    labels, bits = torch.randint(10, (INSTANCES,)), (y > 0).float()
 
     def focal(x: Tensor, target: Tensor) -> Tensor:
         cost = F.cross_entropy(x, target, reduction="none")
@@ -223,21 +224,21 @@ def _losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[]
     ):
         ours = dlblocks.loss(name)
         yield (
-            f"{name}, 100 k",
+            f"{name}, 1 M",
             lambda ours=ours, target=target: ours(x, target).backward(),
             {"torch": lambda rival=rival, target=target: rival(x, target).backward()},
         )
 
 
 def _more_losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:
-    """Those of other targets or arguments, and those of regions, on 100 k numbers."""
-    x, y = torch.randn(10_000, 10, requires_grad=True), torch.randn(10_000, 10)
-    bits, labels = (y > 0).float(), torch.randint(10, (10_000,))
-    signs, same = 2 * bits - 1, 2 * torch.randint(2, (10_000,)) - 1.0
-    picture, mask = torch.randn(1, 1, 320, 320, requires_grad=True), torch.rand(1, 1, 320, 320).round()
+    """Those of other targets or arguments, and those of regions, on 1 M numbers."""
+    x, y = torch.randn(INSTANCES, 10, requires_grad=True), torch.randn(INSTANCES, 10)
+    bits, labels = (y > 0).float(), torch.randint(10, (INSTANCES,))
+    signs, same = 2 * bits - 1, 2 * torch.randint(2, (INSTANCES,)) - 1.0
+    picture, mask = torch.randn(1, 1, 1000, 1000, requires_grad=True), torch.rand(1, 1, 1000, 1000).round()
     counts = list(range(10, 20))
-    a, b = torch.randn(100_000, requires_grad=True), torch.randn(100_000)
-    order = 2 * torch.randint(2, (100_000,)) - 1.0
+    a, b = torch.randn(1_000_000, requires_grad=True), torch.randn(1_000_000)
+    order = 2 * torch.randint(2, (1_000_000,)) - 1.0
     # Ours, its parameters and arguments; the peer, what it is, and its arguments.
     compared: list[tuple[str, dict[str, Any], tuple[Tensor, ...], str, Any, tuple[Tensor, ...]]] = [
         ("smooth_l1", {}, (x, y), "torch", nn.SmoothL1Loss(), (x, y)),
@@ -281,7 +282,7 @@ def _more_losses() -> Iterator[tuple[str, Callable[[], object], dict[str, Callab
 
     for name, params, arguments, peer, rival, their_arguments in compared:
         ours = dlblocks.loss(name, **params)
-        yield f"{name}, 100 k", training(ours, arguments), {peer: training(rival, their_arguments)}
+        yield f"{name}, 1 M", training(ours, arguments), {peer: training(rival, their_arguments)}
 
 
 def _initializers() -> Iterator[tuple[str, Callable[[], object], dict[str, Callable[[], object]]]]:

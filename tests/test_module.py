@@ -88,7 +88,11 @@ def test_a_long_epoch_does_not_gather_all_rows(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize("optimizer", [name for name in names("optimizer") if name != "sparse_adam"])
+# sparse_adam takes sparse gradients only; trac goes back to where it began while its way does not pay.
+STAYING = ("sparse_adam", "trac")
+
+
+@pytest.mark.parametrize("optimizer", [name for name in names("optimizer") if name not in STAYING])
 def test_every_optimizer_trains_through_the_trainer(optimizer: str) -> None:
     net = module(optimizer=optimizer)
     before = copy.deepcopy(net.net.state_dict())

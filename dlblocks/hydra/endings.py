@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from dlblocks import processes
 from dlblocks.errors import UserError
 from dlblocks.results import told
+
+# Seconds in which a process that was killed is gone.
+_GRACE = 0.5
 
 
 def say(text: str) -> None:
@@ -49,7 +53,24 @@ def message_of(error: Exception, folder: str, debug: bool) -> str:
 
 def tell_main(message: str, folder: str) -> None:
     """What ended one of several processes: told by the main one if that started it, else here."""
-    if processes.starter() != os.getppid():  # another program started it, or the main one is gone
-        say(f"error: rank {processes.rank()}: {message}")
-    else:
+    if not _main_is_gone():
         processes.leave_message(folder, message)
+        if not _main_goes():
+            return
+        processes.taken_message(folder, processes.rank())
+    say(f"error: rank {processes.rank()}: {message}")
+
+
+def _main_goes() -> bool:
+    """Whether the main process is on its way out: the connections of a killed one are gone a little before it is."""
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end:
+        time.sleep(_GRACE / 10)
+        if _main_is_gone():
+            return True
+    return False
+
+
+def _main_is_gone() -> bool:
+    """Whether this is no child of the process that started the run, or of none: another program started it."""
+    return processes.starter() != os.getppid()

@@ -133,10 +133,12 @@ def orthogonal(
     arXiv:1312.6120): of the tensor seen as `(first, rest)`, the rows are orthonormal, or the columns if
     they are fewer."""
     _fans(tensor, fans)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.dtype == dtype:
+        init.orthogonal_(tensor, gain, generator=generator)
+        return tensor
     # QR knows no narrow formats.
-    wide = torch.empty(
-        tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32), device=tensor.device
-    )
+    wide = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     init.orthogonal_(wide, gain, generator=generator)
     with torch.no_grad():
         return tensor.copy_(wide)
