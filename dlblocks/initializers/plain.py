@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
@@ -75,11 +77,20 @@ def truncated_normal(
     generator: Generator | None = None,
 ) -> Tensor:
     """`w ~ N(mean, std^2)` within `mean +- 2 std`; the standard deviation left is 0.8796 std."""
-    # Narrow formats round draws beyond the bounds, so the draw is made in float32 at least.
-    kind = torch.promote_types(tensor.dtype, torch.float32)
-    wide = tensor if tensor.dtype is kind else torch.empty(tensor.shape, dtype=kind, device=tensor.device)
-    init.trunc_normal_(wide, mean, std, mean - 2 * std, mean + 2 * std, generator=generator)
-    if wide is tensor:
+    # Narrow formats round draws beyond the bounds.
+    return filled_wide(
+        tensor,
+        lambda wide: init.trunc_normal_(wide, mean, std, mean - 2 * std, mean + 2 * std, generator=generator),
+    )
+
+
+def filled_wide(tensor: Tensor, fill: Callable[[Tensor], object]) -> Tensor:
+    """The tensor, filled in place where its format is float32 or wider, else by a float32 one that is filled."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.dtype == dtype:
+        fill(tensor)
         return tensor
+    wide = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    fill(wide)
     with torch.no_grad():
         return tensor.copy_(wide)

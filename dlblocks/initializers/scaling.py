@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from math import sqrt
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
 from dlblocks.initializers.fans import Fans, fans_of
-from dlblocks.initializers.plain import truncated_normal
+from dlblocks.initializers.plain import filled_wide, truncated_normal
 
 # Standard deviation of a standard normal cut at +-2.
 _TRUNCATED_STD = 0.87962566103423978
@@ -133,15 +132,8 @@ def orthogonal(
     arXiv:1312.6120): of the tensor seen as `(first, rest)`, the rows are orthonormal, or the columns if
     they are fewer."""
     _fans(tensor, fans)
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    if tensor.dtype == dtype:
-        init.orthogonal_(tensor, gain, generator=generator)
-        return tensor
     # QR knows no narrow formats.
-    wide = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    init.orthogonal_(wide, gain, generator=generator)
-    with torch.no_grad():
-        return tensor.copy_(wide)
+    return filled_wide(tensor, lambda wide: init.orthogonal_(wide, gain, generator=generator))
 
 
 def _fans(tensor: Tensor, fans: Fans | None) -> Fans:

@@ -43,13 +43,13 @@ class BCE(Loss):
     ) -> None:
         super().__init__(reduction)
         self.pos_weight = ClassWeights(pos_weight, "loss.pos_weight")
+        # Looking up the parts of a module takes a third of the time of a small batch.
         self._balanced = pos_weight is not None
         self.label_smoothing = label_smoothing
 
     def values(self, input: Tensor, target: Tensor, reduction: str) -> Tensor:
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-        # Calling a module costs more than the loss of a small batch.
         weight = (
             self.pos_weight.factors(input, input.shape[-1] if input.ndim > 1 else 1)
             if self._balanced
@@ -139,8 +139,7 @@ class NLL(ClassLoss):
     ) -> None:
         super().__init__(reduction)
         self.weight = ClassWeights(weight, "loss.weight")
-        # Looking up the parts of a module takes a third of the time of a small batch.
-        self._weighs = weight is not None
+        self._weighs = weight is not None  # as in BCE
         self.ignore_index = ignore_index
 
     def counts(self, input: Tensor, target: Tensor) -> Tensor | None:

@@ -64,8 +64,11 @@ class SAM(Wrapper):
         """The parameters that have a gradient, and a copy of it."""
         return [(theta, gradient_of(theta).clone()) for theta, _ in self.moving()]
 
-    def both(self, plain: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The parameters with the gradient of before and the one of now, in place of which another may be put."""
+    def compared(self, closure: Closure) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The parameters with their gradient, and that at the worst point near by, in place of which another may be
+        put."""
+        plain = self.gradients()
+        self.to_worst(closure, [g for _, g in plain])
         return [(theta, g, gradient_of(theta)) for theta, g in plain if theta.grad is not None]
 
 
@@ -88,10 +91,8 @@ class GSAM(SAM):
         super().__init__(base, rho, adaptive, sam_alpha=alpha)
 
     def update(self, closure: Closure) -> None:
-        plain = self.gradients()
-        self.to_worst(closure, [g for _, g in plain])
+        pairs = self.compared(closure)
         alpha = self.param_groups[0]["sam_alpha"]
-        pairs = self.both(plain)
         with torch.no_grad():
             share = _along([(g, worst) for _, g, worst in pairs])
             for _, g, worst in pairs:
@@ -124,12 +125,11 @@ class WSAM(SAM):
         super().__init__(base, rho, adaptive, sam_gamma=gamma, sam_decouple=decouple)
 
     def update(self, closure: Closure) -> None:
-        plain = self.gradients()
-        self.to_worst(closure, [g for _, g in plain])
+        pairs = self.compared(closure)
         groups = dict(self.moving())
         sharpness = []
         with torch.no_grad():
-            for theta, g, worst in self.both(plain):
+            for theta, g, worst in pairs:
                 gamma = groups[theta]["sam_gamma"]
                 sharpness.append((theta, (worst - g).mul_(gamma / (1 - gamma))))
                 worst.copy_(g)
@@ -176,9 +176,7 @@ class LookSAM(SAM):
             group["sam_looks"] += 1
 
     def _look(self, closure: Closure) -> None:
-        plain = self.gradients()
-        self.to_worst(closure, [g for _, g in plain])
-        pairs = self.both(plain)
+        pairs = self.compared(closure)
         with torch.no_grad():
             share = _along([(worst, g) for _, g, worst in pairs])
             kept = [(theta, worst - share * g) for theta, g, worst in pairs]
