@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -38,6 +40,24 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return f"{self.key}{self.path}"
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's, but for `every_n_train_steps`: what is due at the last step of an epoch waits for its validation.
+
+    A run that goes on from before the validation leaves that out, with its row in the log and the best checkpoint.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        # What it gives and takes of the batch plays no part in saving.
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -189,8 +189,10 @@ def continue_tables(loggers: Sequence[Logger], step: int, epochs: Sequence[Mappi
         kept += _lost(kept, step, epochs[-1]) if epochs else []
         logger._experiment = _Continued(logger.log_dir)
         if kept:
-            write_table(kept, path)
-            logger._experiment.metrics_keys = list(dict.fromkeys(key for row in kept for key in row))
+            # The writer sorts its columns, and writes a new header only for new ones.
+            columns = sorted({key for row in kept for key in row})
+            write_table([{key: row.get(key, "") for key in columns} for row in kept], path)
+            logger._experiment.metrics_keys = columns
         else:
             path.unlink()
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import dlblocks
+from dlblocks.checkpoints import AtomicCheckpoints
 from dlblocks.errors import UserError
 from dlblocks.hydra.again import run_again
 from dlblocks.runs import held, last_unfinished, saved_recipe
@@ -53,6 +54,41 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calm")
     assert train(*RECIPE, f"hydra.run.dir={folder}").returncode == 0
     return folder
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    """The values of the log, without the order of its rows of one step."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return sorted(rows, key=lambda row: (int(row["step"]), sorted(row)))
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_run_goes_on_from_every_checkpoint_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Of 4 steps an epoch, so that some are due at an epoch's last step; as they lie there after each is written."""
+    calm, moments = tmp_path / "calm", []
+    written = AtomicCheckpoints.save_checkpoint
+
+    def save(self: AtomicCheckpoints, checkpoint: dict[str, Any], path: str, **options: Any) -> None:
+        written(self, checkpoint, path, **options)
+        if str(path).startswith(str(calm)):
+            moments.append(tmp_path / f"moment{len(moments)}")
+            shutil.copytree(calm, moments[-1])
+
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", save)
+    settings = ["trainer.max_epochs=4", f"callbacks.last_checkpoint.every_n_train_steps={every}"]
+    recipe = ["data=wine", "model.dropout=0.2", "scheduler=one_cycle", "diagnose=off", *settings, *QUIET]
+    dlblocks.train(dlblocks.compose(*recipe), calm)
+    assert len(moments) > 6
+    for moment in moments:
+        resume(moment)
+        for name in ("best", "last"):
+            ours, theirs = weights(moment, name), weights(calm, name)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs), (moment.name, name)
+        assert log(moment) == log(calm), moment.name
+        assert curves(moment) == curves(calm), moment.name
 
 
 @pytest.mark.parametrize(
