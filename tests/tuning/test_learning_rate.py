@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 import math
 import random
@@ -26,7 +27,7 @@ from dlblocks.errors import UserError
 from dlblocks.recipe import LR_FINDER
 from dlblocks.tuning import learning_rate
 from dlblocks.tuning.learning_rate import METHODS, LearningRateFinder, find_lr
-from dlblocks.tuning.race import KEPT, LAST, LAST_TO_END, PULL
+from dlblocks.tuning.race import COARSE, FINE, PULL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
@@ -263,13 +264,20 @@ def test_a_handful_of_batches(batches: int, method: Any) -> None:
 
 @pytest.mark.parametrize(
     ("run", "longest", "rates"),
-    [(5, 5, LAST_TO_END), (40, 40, KEPT), (79, 79, KEPT), (80, 40, LAST), (-1, 40, LAST)],
+    [
+        (5, 5, {FINE}),
+        (40, 40, {FINE}),
+        (41, 41, {COARSE}),
+        (79, 79, {COARSE}),
+        (80, 40, {2, 3}),
+        (-1, 40, {2, 3}),
+    ],
 )
-def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int, rates: int) -> None:
+def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int, rates: set[int]) -> None:
     choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader())
     judged = [lap.steps for lap in choice.laps if lap.judged]
     assert max(lap.steps for lap in choice.laps) == longest
-    assert judged.count(longest) == rates
+    assert judged.count(longest) in rates
     assert {lap.steps for lap in choice.laps if not lap.judged} == {0, 4, min(12, longest)}
 
 
@@ -291,12 +299,13 @@ def test_no_batch_at_all() -> None:
         find_lr(trainer(), Foreign(), train_dataloaders=loader(4, 8, drop_last=True))
 
 
-def test_replayed_runners_give_the_same_race(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nets too large to be kept between the rungs start again, and come to the same losses."""
+@pytest.mark.parametrize("epochs", [4, 20])
+def test_replayed_runners_give_the_same_race(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nets too large to be kept between the parts start again, and come to the same losses."""
     given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
-    kept = find_lr(trainer(), Foreign(), **given)
+    kept = find_lr(trainer(max_epochs=epochs), Foreign(), **given)
     monkeypatch.setattr(learning_rate, "_KEPT_BYTES", 0)
-    assert find_lr(trainer(), Foreign(), **given).laps == kept.laps
+    assert find_lr(trainer(max_epochs=epochs), Foreign(), **given).laps == kept.laps
 
 
 @pytest.mark.parametrize(
@@ -464,7 +473,11 @@ def test_two_processes_agree_and_find_what_one_finds(tmp_path: Path) -> None:
     )
     assert first == second
     assert [lap[:2] for lap in first] == [lap[:2] for lap in one]
-    assert [lap[2] for lap in first] == pytest.approx([lap[2] for lap in one], rel=1e-3)
+    # What rounds differently drifts apart where the rate is too high to train.
+    trained = [lap[2] <= one[0][2] for lap in one]
+    assert sum(trained) > 12
+    ours, theirs = ([lap[2] for lap in itertools.compress(laps, trained)] for laps in (first, one))
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_spawned_processes_could_not_tell() -> None:

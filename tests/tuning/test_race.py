@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -13,19 +12,17 @@ from hypothesis import strategies as st
 
 from dlblocks.tuning.race import (
     ABOVE,
-    APART,
     BELOW,
+    COARSE,
+    FINE,
     FIRST,
-    KEPT,
-    LAST,
-    LAST_TO_END,
+    NEAR,
     PULL,
     SECOND,
+    SHORT,
     STEPS,
-    THIRD,
     Lap,
     aim,
-    around,
     ladder,
     leader,
     planned,
@@ -34,6 +31,9 @@ from dlblocks.tuning.race import (
 )
 
 Loss = Callable[[float, int], float]
+
+# The rates 1, 3, 10, ... and those halfway between two of them.
+FINER = [float(f"{digit}e{power}") for power in range(-5, 1) for digit in (1, 1.7, 3, 5.5)] + [10.0]
 
 
 class Known:
@@ -98,8 +98,8 @@ def test_the_centre_of_the_fast_rates_is_its_formula() -> None:
     laps += [Lap(rate, 12, loss, False) for rate, loss in losses.items()]
     # Of the way from 3 to 1 they have gone 0.5, 0.75 and 1; past 0.3 of it, 0.2, 0.45 and 0.7.
     centre = (0.2 * -3 + 0.45 * -2 + 0.7 * -1) / (0.2 + 0.45 + 0.7)
-    for unseen in (0.0, 0.25, 1.0):
-        assert math.log10(aim(laps, unseen)) == pytest.approx(centre + 0.5 - unseen)
+    for unseen, shift in ((0.0, 0.25), (0.25, 0.25), (0.5, 0.0), (1.0, -0.5)):
+        assert math.log10(aim(laps, unseen)) == pytest.approx(centre + shift)
         # What is judged plays no part.
         assert aim([*laps, Lap(0.5, 40, 0.0, True)], unseen) == aim(laps, unseen)
 
@@ -113,16 +113,6 @@ def test_a_lower_range_changes_nothing() -> None:
     """Rates that do not move have no say."""
     whole, part = (run(bowl(0.01), ladder(low, 10))[0] for low in (1e-5, 1e-4))
     assert aim(whole, 0.5) == aim(part, 0.5)
-
-
-def test_around() -> None:
-    for count in (1, 3, 4, 5):
-        rates = around(0.02, count, 0.25, 1e-5, 10)
-        assert len(rates) == count
-        assert math.log10(rates[0] * rates[-1]) == pytest.approx(2 * math.log10(0.02), abs=0.02)
-        for first, second in itertools.pairwise(rates):
-            assert math.log10(second / first) == pytest.approx(0.25, abs=0.03)
-    assert around(30.0, 3, 0.25, 1e-5, 10.0) == [10.0]
 
 
 @given(
@@ -157,7 +147,8 @@ def test_of_equal_losses_the_one_at_the_aim_wins() -> None:
     laps, _ = run(lambda rate, steps: bowl(0.01)(rate, steps) if steps < STEPS else 1.0, ladder(1e-5, 10))
     won = winner(laps, 0.5)
     assert won is not None
-    assert won.rate == pytest.approx(aim(laps, 0.5), rel=0.05)
+    last = [lap.rate for lap in laps if lap.steps == STEPS]
+    assert won.rate == min(last, key=lambda rate: abs(math.log10(rate / aim(laps, 0.5))))
 
 
 def test_training_losses_point_and_judged_ones_decide() -> None:
@@ -168,7 +159,7 @@ def test_training_losses_point_and_judged_ones_decide() -> None:
 
     laps = race(ladder(1e-5, 10), lambda rate: Divided(rate, bowl(0.01), []), unseen=0.5)
     last = [lap.rate for lap in laps if lap.steps == STEPS]
-    assert last == around(aim(laps, 0.5), LAST, APART, 1e-5, 10)
+    assert last == [rate for rate in FINER if abs(math.log10(rate / aim(laps, 0.5))) <= NEAR]
     won = winner(laps, 0.5)
     assert won is not None
     assert won.rate == last[-1]
@@ -181,31 +172,56 @@ def test_takes_as_many_steps_as_planned(unseen: float) -> None:
             rates = [0.001 * 2**i for i in range(count)]
             _, taken = run(lambda *_: 1.0, rates, steps, unseen)
             assert sum(taken) <= planned(count, steps, unseen)
-    _, taken = run(bowl(0.01), ladder(1e-5, 10), 72, unseen)
-    assert sum(taken) == planned(13, 72, unseen)
+    laps, taken = run(bowl(0.01), ladder(1e-5, 10), 72, unseen)
+    # Those that are on the way are not trained again from the start.
+    last = [lap.rate for lap in laps if lap.steps == 72]
+    known = [lap.rate for lap in laps if lap.steps == SECOND and lap.rate in last]
+    fewer = 3 - len(last) if unseen else 0
+    assert sum(taken) == planned(13, 72, unseen) - SECOND * len(known) - 72 * fewer
+    assert known
 
 
-@pytest.mark.parametrize("unseen", [0.0, 0.5])
-def test_each_rung_keeps_its_number(unseen: float) -> None:
-    laps, _ = run(bowl(0.01), ladder(1e-5, 10), unseen=unseen)
+@pytest.mark.parametrize(
+    ("steps", "unseen", "count"),
+    [(STEPS, 0.5, 3), (SHORT, 0.0, FINE), (SHORT + 1, 0.0, COARSE), (79, 0.0, COARSE), (5, 0.0, FINE)],
+)
+def test_so_many_rates_train_in_each_part(steps: int, unseen: float, count: int) -> None:
+    laps, _ = run(bowl(0.01), ladder(1e-5, 10), steps, unseen)
     counts = {
-        (end, judged): sum((lap.steps, lap.judged) == (end, judged) for lap in laps)
+        (end, judged): sum((lap.steps, lap.judged) == (end, judged) for lap in laps[2:])
         for end, judged in {(lap.steps, lap.judged) for lap in laps[2:]}
     }
-    wanted = {(FIRST, False): 13, (SECOND, False): BELOW + 1 + ABOVE, (STEPS, True): LAST}
-    if not unseen:
-        wanted |= {(THIRD, True): LAST_TO_END, (STEPS, True): KEPT}
-    assert counts == wanted
+    second = (min(SECOND, steps), False)
+    assert counts == {(FIRST, False): 13, second: BELOW + 1 + ABOVE, (steps, True): count}
 
 
-def test_of_the_last_those_with_the_lowest_losses_go_on() -> None:
-    class Divided(Known):
-        def score(self) -> float:
-            return -self.rate
+@given(exponent=st.floats(-4.5, 0.5), unseen=st.floats(0.5, 1))
+def test_of_a_longer_run_two_or_three_rates_around_the_aim_train_to_the_end(
+    exponent: float, unseen: float
+) -> None:
+    laps, _ = run(bowl(10**exponent), ladder(1e-5, 10), unseen=unseen)
+    last = [lap.rate for lap in laps if lap.steps == STEPS]
+    centre = aim(laps, unseen)
+    assert last == [rate for rate in FINER if abs(math.log10(rate / centre)) <= NEAR]
+    assert len(last) in (2, 3)
+    assert last[0] <= centre <= last[-1]
 
-    laps = race(ladder(1e-5, 10), lambda rate: Divided(rate, bowl(0.01), []), unseen=0.0)
-    third = [lap.rate for lap in laps if lap.steps == THIRD]
-    assert [lap.rate for lap in laps if lap.steps == STEPS] == third[-KEPT:]
+
+def test_a_race_below_its_lowest_rate_ends_there() -> None:
+    laps, _ = run(lambda rate, steps: 3 - steps * 1e-3 / rate, [0.01, 0.03, 0.1], unseen=1.0)
+    assert aim(laps, 1.0) < 0.01 * 10**-NEAR
+    assert [lap.rate for lap in laps if lap.steps == STEPS] == [0.01]
+
+
+@given(exponent=st.floats(-4, 0))
+def test_a_race_to_the_runs_end_is_among_the_rates_nearest_to_the_aim(exponent: float) -> None:
+    rates = ladder(1e-5, 10)
+    for steps, among, count in ((SHORT, FINER, FINE), (72, rates, COARSE)):
+        laps, _ = run(bowl(10**exponent), rates, steps, unseen=0.0)
+        last = [lap.rate for lap in laps if lap.steps == steps]
+        assert len(last) == count
+        far = {rate: abs(math.log10(rate / aim(laps, 0.0))) for rate in among}
+        assert max(far[rate] for rate in last) <= min(far[rate] for rate in among if rate not in last)
 
 
 def test_after_the_first_rung_the_neighbours_of_the_best_go_on() -> None:
@@ -245,8 +261,11 @@ def test_runners_that_are_out_are_let_go() -> None:
         alive.add(runner)
         return runner
 
-    race(ladder(1e-5, 10), enter)
-    assert most == [*range(13), *range(LAST_TO_END)]
+    race(ladder(1e-5, 10), enter, steps=72)
+    # Of the last ones, some are on the way.
+    assert most[:13] == [*range(13)]
+    assert most[13:]
+    assert max(most[13:]) < COARSE
     assert not alive
 
 
