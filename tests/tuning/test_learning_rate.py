@@ -277,7 +277,7 @@ def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: in
     choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader())
     judged = [lap.steps for lap in choice.laps if lap.judged]
     assert max(lap.steps for lap in choice.laps) == longest
-    assert judged.count(longest) in rates
+    assert judged.count(min(16, longest) if longest == run else longest) in rates
     assert {lap.steps for lap in choice.laps if not lap.judged} == {0, 4, min(12, longest)}
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dlblocks.tuning.race import (
     ABOVE,
+    BEHIND,
     BELOW,
     COARSE,
     FINE,
@@ -21,6 +22,7 @@ from dlblocks.tuning.race import (
     SECOND,
     SHORT,
     STEPS,
+    THIRD,
     Lap,
     aim,
     ladder,
@@ -173,11 +175,12 @@ def test_takes_as_many_steps_as_planned(unseen: float) -> None:
             _, taken = run(lambda *_: 1.0, rates, steps, unseen)
             assert sum(taken) <= planned(count, steps, unseen)
     laps, taken = run(bowl(0.01), ladder(1e-5, 10), 72, unseen)
-    # Those that are on the way are not trained again from the start.
+    # Those that are on the way are not trained again from the start, and those far behind not to the end.
     last = [lap.rate for lap in laps if lap.steps == 72]
-    known = [lap.rate for lap in laps if lap.steps == SECOND and lap.rate in last]
-    fewer = 3 - len(last) if unseen else 0
-    assert sum(taken) == planned(13, 72, unseen) - SECOND * len(known) - 72 * fewer
+    entered = last if unseen else [lap.rate for lap in laps if lap.steps == THIRD]
+    known = [lap.rate for lap in laps if lap.steps == SECOND and lap.rate in entered]
+    fewer = 72 * (3 - len(last)) if unseen else (72 - THIRD) * (COARSE - len(last))
+    assert sum(taken) == planned(13, 72, unseen) - SECOND * len(known) - fewer
     assert known
 
 
@@ -186,13 +189,37 @@ def test_takes_as_many_steps_as_planned(unseen: float) -> None:
     [(STEPS, 0.5, 3), (SHORT, 0.0, FINE), (SHORT + 1, 0.0, COARSE), (79, 0.0, COARSE), (5, 0.0, FINE)],
 )
 def test_so_many_rates_train_in_each_part(steps: int, unseen: float, count: int) -> None:
-    laps, _ = run(bowl(0.01), ladder(1e-5, 10), steps, unseen)
+    def even(rate: float, steps: int) -> float:
+        # The fast ones come to the same in a dozen steps.
+        return bowl(0.01)(rate, steps) if steps < SECOND else 1.0
+
+    laps, _ = run(even, ladder(1e-5, 10), steps, unseen)
     counts = {
         (end, judged): sum((lap.steps, lap.judged) == (end, judged) for lap in laps[2:])
         for end, judged in {(lap.steps, lap.judged) for lap in laps[2:]}
     }
     second = (min(SECOND, steps), False)
-    assert counts == {(FIRST, False): 13, second: BELOW + 1 + ABOVE, (steps, True): count}
+    wanted = {(FIRST, False): 13, second: BELOW + 1 + ABOVE, (steps, True): count}
+    if steps > THIRD and not unseen:
+        wanted[THIRD, True] = count
+    assert counts == wanted
+
+
+@given(exponent=st.floats(-4, 0), start=st.floats(2.5, 4) | st.just(math.nan))
+def test_those_far_behind_do_not_train_to_the_runs_end(exponent: float, start: float) -> None:
+    def loss(rate: float, steps: int) -> float:
+        return bowl(10**exponent)(rate, steps) if steps else start
+
+    class Untrained(Known):
+        def losses(self) -> list[float]:
+            return [3.0, *super().losses()[1:]]
+
+    laps = race(ladder(1e-5, 10), lambda rate: Untrained(rate, loss, []), 72)
+    third = {lap.rate: lap.loss for lap in laps if lap.steps == THIRD}
+    assert len(third) == COARSE
+    best = min(third.values())
+    near = [rate for rate, reached in third.items() if not reached - best > BEHIND * (start - best)]
+    assert [lap.rate for lap in laps if lap.steps == 72] == near
 
 
 @given(exponent=st.floats(-4.5, 0.5), unseen=st.floats(0.5, 1))
@@ -218,7 +245,7 @@ def test_a_race_to_the_runs_end_is_among_the_rates_nearest_to_the_aim(exponent: 
     rates = ladder(1e-5, 10)
     for steps, among, count in ((SHORT, FINER, FINE), (72, rates, COARSE)):
         laps, _ = run(bowl(10**exponent), rates, steps, unseen=0.0)
-        last = [lap.rate for lap in laps if lap.steps == steps]
+        last = [lap.rate for lap in laps if lap.steps == THIRD]
         assert len(last) == count
         far = {rate: abs(math.log10(rate / aim(laps, 0.0))) for rate in among}
         assert max(far[rate] for rate in last) <= min(far[rate] for rate in among if rate not in last)
