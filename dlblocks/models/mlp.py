@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from math import prod
 
 from torch import nn
@@ -42,17 +43,17 @@ def mlp(
     Raises:
         UserError: both `widths` and `width` or `depth` are given.
     """
-    if widths is None:
-        widths = [width] * depth
-    elif (width, depth) != (128, 2):
+    if widths is not None and (width, depth) != (128, 2):
         raise UserError(
             f"model.widths={list(widths)}: already says the width of each of the {len(widths)} hidden layers;"
             f" leave out model.width={width} and model.depth={depth}."
         )
+    # No list: a damaged or hostile recipe may ask for any depth.
+    each: Iterable[int] = repeat(width, depth) if widths is None else widths
     ratio = width_ratio(activation)
     layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) != 1 else []
     features = prod(input_shape)
-    for hidden in widths:
+    for hidden in each:
         size = widened(hidden, ratio)
         layers.append(nn.Linear(features, size))
         if norm != "none":
