@@ -217,7 +217,7 @@ def winner(laps: Sequence[Lap], unseen: float) -> Lap | None:
         return best
 
     def cost(lap: Lap) -> float:
-        return (lap.loss - best.loss) / way + PULL * abs(math.log10(lap.rate / centre))
+        return (lap.loss - best.loss) / way + PULL * _decades(lap.rate, centre)
 
     last = (lap for lap in laps if lap.steps == best.steps and lap.judged and not math.isnan(lap.loss))
     return min(last, key=cost)
@@ -225,7 +225,7 @@ def winner(laps: Sequence[Lap], unseen: float) -> Lap | None:
 
 def _at_last(centre: float, rates: Sequence[float], steps: int, unseen: float) -> list[float]:
     def far(rate: float) -> float:
-        return abs(math.log10(rate / centre))
+        return _decades(rate, centre)
 
     halfway = (float(f"{math.sqrt(one * other):.1e}") for one, other in itertools.pairwise(rates))
     nearest = sorted([*rates, *halfway], key=far)
@@ -234,7 +234,12 @@ def _at_last(centre: float, rates: Sequence[float], steps: int, unseen: float) -
     return sorted(nearest[:FINE] if steps <= SHORT else sorted(rates, key=far)[:COARSE])
 
 
+def _decades(one: float, other: float) -> float:
+    return abs(math.log10(one / other))
+
+
 def _not_behind(here: Sequence[Lap], start: float) -> list[float]:
+    """The rates that go on to the run's end; `start` is the untrained net's loss."""
     finite = [lap for lap in here if not math.isnan(lap.loss)]
     best = min((lap.loss for lap in finite), default=math.nan)
     # The untrained net's loss may be NaN: then all go on.
