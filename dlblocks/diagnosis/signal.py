@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log10, sqrt
+from math import ceil, log10, sqrt
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 # A local slope below this is saturated.
 _FLAT = 0.01
 _SAME = 1e-6
+# So many instances and units tell in how many directions inputs differ.
+_ROWS, _COLUMNS = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Layer:
         mean, deviation: of the numbers that reach it, over the batch.
         variation: the share of their mean square that differs between inputs; 0 if all inputs look alike here.
         correlation: mean cosine of what reaches it of two inputs.
+        dimensions: in how many directions it differs between inputs: `(tr C)^2 / tr C^2` of its covariance C, over up
+            to 64 instances and 4096 units; 0 if all inputs look alike here, 1 if they lie along a line. Depth may
+            take it down to 1 (rank collapse; Daneshmand et al. 2020, arXiv:2003.01652).
         identical: share of its units that give the same as another of its units for every input.
         dead: share of the units of the activation behind it whose slope is 0 for every input; None if unknown.
         saturated: share of that activation's values at which its slope is below 0.01; None if unknown.
@@ -53,6 +58,7 @@ class Layer:
     deviation: float
     variation: float
     correlation: float
+    dimensions: float
     identical: float
     dead: float | None
     saturated: float | None
@@ -223,6 +229,7 @@ def _layer(part: _Seen, gradient: float, useful: float) -> Layer:
         deviation=sqrt(max(mean_square - mean**2, 0.0)),
         variation=variation,
         correlation=_correlation(part.given),
+        dimensions=_dimensions(part.given),
         identical=_identical(_units(part.made, part.module)),
         dead=dead,
         saturated=saturated,
@@ -249,6 +256,16 @@ def _correlation(values: Tensor) -> float:
     if rows < 2:
         return 1.0
     return float((directions.sum(0).square().sum() - directions.square().sum()) / (rows * (rows - 1)))
+
+
+def _dimensions(values: Tensor) -> float:
+    """The participation ratio of the directions in which instances differ."""
+    flat = values[:_ROWS].flatten(1)
+    flat = flat[:, :: max(1, ceil(flat.shape[1] / _COLUMNS))].double()
+    flat = flat - flat.mean(0)
+    products = flat @ flat.T
+    total, squares = float(products.trace()), float(products.square().sum())
+    return total**2 / squares if squares > 0 else 0.0
 
 
 def _units(values: Tensor, layer: nn.Module) -> Tensor:

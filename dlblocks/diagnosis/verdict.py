@@ -18,6 +18,8 @@ Outcome = Literal["trains", "slow", "will not start", "will diverge", "unclear"]
 _SLOWEST, _FASTEST = -9.0, 10.0
 # Of adaptive methods, which scale gradients up: log10 of the largest gradient that tells inputs apart.
 _FAINTEST = -20.0
+# Fewer dimensions than this are a line.
+_LINE = 1.2
 # A first update of this share of the weights changes them in time and does not overturn them.
 _UPDATE = (1e-5, 0.1)
 
@@ -78,6 +80,8 @@ def _healthy(signal: Signal) -> Verdict | None:
         signal.alignment > 0.5
         and -2.5 < output < 1.5
         and variation > 0.25
+        # What comes in may be a line itself.
+        and min(layer.dimensions for layer in signal.layers) > min(2.0, 0.6 * signal.layers[0].dimensions)
         and 0.1 < _ratio(signal) ** 2 < 30
         and _log(signal.speed) > -1.4
         and all(_UPDATE[0] < update < _UPDATE[1] for update in updates)
@@ -129,6 +133,12 @@ def describe(signal: Signal) -> tuple[str, str | None]:
         return (
             f"what the net gives differs by only {size**0.5:.0e} between inputs: the signal dies out.",
             last.name,
+        )
+    line = next((layer for layer in layers if layer.dimensions < _LINE <= first.dimensions), None)
+    if line is not None:
+        return (
+            f"inputs differ in one direction only at {line.name}: the net tells its two ends apart, and no more.",
+            line.name,
         )
     if signal.alignment < 0.2:
         return "inputs of one class have no more in common than others for this net: it scatters them.", None

@@ -52,6 +52,17 @@ def test_cosines_of_all_pairs() -> None:
     assert seen.correlation == pytest.approx((pairs.sum() - 12).item() / (12 * 11), abs=1e-6)
 
 
+def test_dimensions_by_the_eigenvalues_of_the_covariance() -> None:
+    x, y = batch(rows=64)
+    (seen,) = measure(nn.Linear(16, 4), x, y, CROSS_ENTROPY).layers
+    spectrum = torch.linalg.eigvalsh(torch.cov(x.double().T))
+    assert seen.dimensions == pytest.approx(float(spectrum.sum() ** 2 / spectrum.square().sum()), rel=1e-5)
+    line = x[:, :1] * torch.arange(1.0, 17.0) + 3
+    assert measure(nn.Linear(16, 4), line, y, CROSS_ENTROPY).layers[0].dimensions == pytest.approx(1, abs=1e-6)
+    alike = torch.ones(64, 16)
+    assert measure(nn.Linear(16, 4), alike, y, CROSS_ENTROPY).layers[0].dimensions == 0
+
+
 def test_labels_that_can_be_learnt_align_and_random_ones_do_not() -> None:
     x, y = batch(512)
     learnable = measure(net(), x, y, CROSS_ENTROPY).alignment
