@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+
+from dlblocks.probing import random_states
 
 # What trials replace in a Trainer and its strategy.
 _TRAINER = ("callbacks", "loggers", "limit_train_batches", "limit_val_batches", "should_stop", "state")
@@ -42,26 +42,6 @@ def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]
             setattr(strategy, name, value)
         for part, training in modes:
             part.training = training
-
-
-@contextmanager
-def random_states() -> Iterator[None]:
-    """Put the global random states back: of Python, NumPy, torch, CUDA and MPS.
-
-    Lightning's `isolate_rng` does so only if nothing is raised.
-    """
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state_all(cuda)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
 
 
 @contextmanager
