@@ -2,8 +2,8 @@
 
 The suite `diagnosis` of `benchmark.py`. A cell of the grid is an activation, an initialiser, a depth and an optimiser.
 It trains if a net of it, at the best of a few learning rates, gets more than 0.22 of the way from chance to perfect on
-instances held out, within 200 steps of 64 instances, in at least two of three orders of the instances: near the border
-one order starts and another does not. The diagnosis sees the training instances. Cells are a random sample of the whole
+instances held out, within 200 steps of 64 instances, in the first two orders of the instances, and near the border, where
+one order starts and another does not, in at least three of five. The diagnosis sees the training instances. Cells are a random sample of the whole
 grid, which has thousands.
 """
 
@@ -29,6 +29,8 @@ Row = tuple[str, ...]
 
 STEPS, BATCH = 200, 64
 TRAINS = 0.22
+# Between these the order of the instances decides as much as the net does.
+BORDER = (0.1, 0.35)
 DEPTHS = (2, 5, 10, 20, 30, 50)
 INITS: tuple[dict[str, Any], ...] = (
     *(
@@ -180,21 +182,34 @@ FILLS = {
 
 
 def trains(cell: Cell, make: Callable[[Cell], nn.Module]) -> bool:
-    """Whether a net of a cell learns something at one of the rates, in two of three orders of the instances."""
+    """Whether a net of a cell learns something at one of the rates, in most orders of the instances."""
+    skills: list[float] = []
+    for order in range(5):
+        skills.append(_best_skill(cell, make, order))
+        started = [skill > TRAINS for skill in skills]
+        sure = all(not BORDER[0] <= skill < BORDER[1] for skill in skills) and len(set(started)) == 1
+        if (order == 1 and sure) or max(started.count(True), started.count(False)) == 3:
+            break
+    return started.count(True) > started.count(False)
 
-    def once(order: int) -> bool:
-        return any(_learns(cell, make(cell), lr, order) for lr in RATES[cell.optimizer == "adam"])
 
-    first, second = once(0), once(1)
-    return first if first == second else once(2)
+def _best_skill(cell: Cell, make: Callable[[Cell], nn.Module], order: int) -> float:
+    best = 0.0
+    for lr in RATES[cell.optimizer == "adam"]:
+        best = max(best, _skill(cell, make(cell), lr, order))
+        if best >= BORDER[1]:
+            break
+    return best
 
 
-def _learns(cell: Cell, net: nn.Module, lr: float, order: int) -> bool:
+def _skill(cell: Cell, net: nn.Module, lr: float, order: int) -> float:
+    """How far a net gets on its way from chance to perfect; the run ends where that is beyond the border."""
     x, y, held_x, held_y = data(cell.data)
     chance = float(held_y.bincount().max()) / len(held_y)
     optimizer = dlblocks.optimizer(OPTIMIZERS[cell.optimizer], net, lr=lr)
     draw = torch.Generator().manual_seed(cell.seed + 1 + order)
     rows: list[Tensor] = []
+    best = 0.0
     for step in range(1, STEPS + 1):
         rows = rows or [
             part for part in torch.randperm(len(x), generator=draw).split(BATCH) if len(part) == BATCH
@@ -206,14 +221,15 @@ def _learns(cell: Cell, net: nn.Module, lr: float, order: int) -> bool:
         optimizer.step()
         if step % 25 == 0:
             if not math.isfinite(float(loss.detach())):
-                return False
+                break
             net.eval()
             with torch.no_grad():
                 accuracy = float((net(held_x).argmax(1) == held_y).float().mean())
             net.train()
-            if (accuracy - chance) / (1 - chance) > TRAINS:
-                return True
-    return False
+            best = max(best, (accuracy - chance) / (1 - chance))
+            if best >= BORDER[1]:
+                break
+    return best
 
 
 def build(cell: Cell) -> nn.Module:
