@@ -213,13 +213,14 @@ def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: 
     """Say whether this will start to train; with diagnose=strict, refuse what will not."""
     rate = module.lr if recipe.lr_finder is None and hasattr(module, "lr") else None
     size = 64 if recipe.batches["auto"] else data.train_batch_size
-    found = diagnose_on(module, data.part("train"), rate, size)
+    strict = recipe.run["diagnose"] == "strict"
+    found = diagnose_on(module, data.part("train"), rate, size, thorough=strict)
     result.diagnosis = found.verdict.outcome
     if is_main_process():
         found.save(result.folder)
         if found.worth_telling:
             show(found.panel())
-    if recipe.run["diagnose"] == "strict":
+    if strict:
         found.check()
 
 

@@ -11,12 +11,16 @@ from dlblocks.module import LitModule
 
 # Instances looked at, fewer where they are large, and the numbers in them at most.
 _INSTANCES, _NUMBERS = 2048, 2**21
-# Copies of larger nets are not trained.
+# Copies of larger nets are trained only if that is asked for: it may take minutes.
 _PARAMETERS = 2_000_000
 
 
 def diagnose_on(
-    module: LitModule, data: tuple[Tensor, Tensor], lr: float | None, batch_size: int
+    module: LitModule,
+    data: tuple[Tensor, Tensor],
+    lr: float | None,
+    batch_size: int,
+    thorough: bool = False,
 ) -> Diagnosis:
     """Diagnose a module on some of its training data.
 
@@ -25,6 +29,7 @@ def diagnose_on(
         data: x and y of the training part.
         lr: the rate it will be trained with; None if that is still to be found.
         batch_size: instances for each update.
+        thorough: try out copies of the net however large it is.
     """
     x, y = data
     count = max(16, min(_INSTANCES, _NUMBERS // max(1, x[0].numel())))
@@ -36,5 +41,5 @@ def diagnose_on(
         optimizer=module.optimizer_spec,
         lr=lr,
         batch_size=batch_size,
-        trials=sum(p.numel() for p in module.net.parameters()) <= _PARAMETERS,
+        trials=thorough or sum(p.numel() for p in module.net.parameters()) <= _PARAMETERS,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlblocks import factory
-from dlblocks.diagnosis.report import Diagnosis
-from dlblocks.diagnosis.signal import LossFunction, Signal, measure, output_of
+from dlblocks.diagnosis.batch import countable, output_of, parts_of, take
+from dlblocks.diagnosis.report import Diagnosis, Finding
+from dlblocks.diagnosis.signal import LossError, LossFunction, Signal, matrices, measure, norm_of
+from dlblocks.diagnosis.stepper import descends, rate_of, second_order, takes_rate, twin
 from dlblocks.diagnosis.ties import findings
 from dlblocks.diagnosis.trial import SLOW, STARTED, UNSURE, Trial, run_trial, update
-from dlblocks.diagnosis.verdict import Verdict, judge
+from dlblocks.diagnosis.verdict import Verdict, judge, likeliest
 from dlblocks.errors import UserError
 from dlblocks.initializers.apply import initialize
 from dlblocks.optimizers.build import optimizer as build_optimizer
-from dlblocks.probing import probed
-from dlblocks.registry import REGISTRY, Spec, name_of
+from dlblocks.probing import copied, probed
+from dlblocks.registry import Spec
 
 # Tried where no rate is given, the likeliest first.
 RATES = {True: (1e-3, 1e-2, 1e-4), False: (1e-1, 1e-2, 1e-3, 1.0)}
@@ -29,7 +31,7 @@ RATES = {True: (1e-3, 1e-2, 1e-4), False: (1e-1, 1e-2, 1e-3, 1.0)}
 _INITS = ("auto", "he_normal", "glorot_uniform", "lecun_normal", "orthogonal")
 _SUGGESTIONS = 3
 # In so many orders of the instances is a net tried at most; the middle one tells.
-_ORDERS = 3
+_ORDERS = 5
 # Instances for the signal, whose bounds were set with as many.
 _SEEN = 256
 
@@ -48,18 +50,19 @@ def diagnose(
     """Whether a net will start to train, the layer where it breaks if not, and what would help.
 
     One batch of up to 256 instances is run forward and back. Where that does not tell, copies are trained for at
-    most 200 steps on three quarters of the instances and judged by the rest; near the border between started and not,
-    in up to three orders of the instances, of which the middle one counts. The model, its modes and the random state
-    stay as they are.
+    most 200 steps on most of the instances and judged by the rest; near the border between started and not,
+    in up to five orders of the instances, of which the middle one counts. The model, its modes, its buffers and the
+    random states stay as they are.
 
     Args:
-        model: any module that gives a tensor (or has `.logits` in what it gives).
-        batch: `(x, y)`, some hundred instances or more; or x alone, for the signal only: then targets are noise, and
-            nothing is trained.
+        model: any module that gives a tensor (or `logits` in what it gives).
+        batch: `(x, y)`, some hundred instances or more, in any order; or x alone, for the signal only: then targets are
+            noise, and nothing is trained. Where x is a tuple or a mapping of tensors, the model gets them as arguments
+            if it takes as many, else as they are.
         loss: a name, a module or a function `(output, y)`; by default cross-entropy for whole numbers, else
             squared error.
-        optimizer: that will train it.
-        lr: its learning rate; None for the best of a few.
+        optimizer: that will train it: a name, a mapping, a class or partial, or a ready one, of which a copy trains.
+        lr: its learning rate; None for that which the optimizer has been given, or else the best of a few.
         batch_size: instances for each step.
         trials: whether copies may be trained.
         suggest: whether to look for what would help.
@@ -68,18 +71,20 @@ def diagnose(
         The diagnosis; `.panel()` shows it, `.save(folder)` writes it, `.check()` raises.
 
     Raises:
-        UserError: the model can't be run on the batch, gives no tensor, or has nothing to train.
+        UserError: the model can't be run on the batch, gives no tensor, or has nothing to train; the batch is empty,
+            not finite, or of parts that don't belong together; the loss does not take what the model gives.
 
     >>> from dlblocks import initialize
     >>> net = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(3)])
     >>> diagnose(initialize(net, "zeros"), torch.randn(64, 8)).verdict.outcome
     'will not start'
     """
-    x, y, known = _parts(model, batch)
+    x, y, known = parts_of(model, batch)
     criterion = _criterion(loss, y)
-    case = _Case(x, y, criterion, optimizer, lr, batch_size, trials and known)
     wrong = tuple(findings(model, x, y, criterion)) if known else ()
-    verdict, signal, ran = _judged(model, case)
+    rate = rate_of(optimizer) if lr is None else lr
+    case = _Case(x, y, criterion, optimizer, rate, batch_size, trials and known and countable(x, y))
+    verdict, signal, ran = _judged(model, case, wrong)
     found: tuple[str, ...] = ()
     if suggest and verdict.outcome in ("will not start", "will diverge"):
         found = tuple(_suggestions(model, case))
@@ -100,21 +105,20 @@ class _Case:
 
     @property
     def adaptive(self) -> bool:
-        return not self._tag("gradient_descent")
-
-    def build(self, net: nn.Module, lr: float | None) -> Optimizer:
-        """The optimizer of a net; a ready one is not known to other nets, so AdamW stands for it."""
-        spec = "adamw" if isinstance(self.optimizer, Optimizer) else self.optimizer
-        return build_optimizer(spec, net) if lr is None else build_optimizer(spec, net, lr=lr)
+        return not descends(self.optimizer)
 
     def rates(self) -> Sequence[float | None]:
         if self.lr is not None:
             return (self.lr,)
-        if isinstance(self.optimizer, (str, Mapping)):
-            block = REGISTRY.get("optimizer", name_of(self.optimizer), "optimizer")
-            if all(param.name != "lr" for param in block.params):
-                return (None,)
-        return RATES[self.adaptive]
+        return RATES[self.adaptive] if takes_rate(self.optimizer) else (None,)
+
+    def build(self, net: nn.Module, made: nn.Module, lr: float | None) -> Optimizer:
+        """The optimizer of a copy of a net."""
+        if isinstance(self.optimizer, Optimizer):
+            return twin(self.optimizer, net, made, lr)
+        if lr is None:
+            return build_optimizer(self.optimizer, made)
+        return build_optimizer(self.optimizer, made, lr=lr)
 
     def trial(self, net: nn.Module, lr: float | None, order: int) -> Trial:
         return run_trial(
@@ -122,28 +126,32 @@ class _Case:
             self.x,
             self.y,
             self.loss,
-            self.build,
+            partial(self.build, net),
             lr,
             batch_size=self.batch_size,
-            second_order=bool(self._tag("second_order")),
+            second_order=second_order(self.optimizer),
             order=order,
         )
 
-    def _tag(self, name: str) -> Any:
-        if not isinstance(self.optimizer, (str, Mapping)):
-            return None
-        return REGISTRY.get("optimizer", name_of(self.optimizer), "optimizer").tags.get(name)
 
-
-def _judged(net: nn.Module, case: _Case) -> tuple[Verdict, Signal, tuple[Trial, ...]]:
+def _judged(
+    net: nn.Module, case: _Case, wrong: Sequence[Finding] = ()
+) -> tuple[Verdict, Signal, tuple[Trial, ...]]:
     """The verdict of the signal, or of trials where that is unclear."""
-    seen = case.x[:_SEEN] if isinstance(case.x, Tensor) else case.x
-    signal = measure(net, seen, case.y[:_SEEN] if seen is not case.x else case.y, case.loss)
+    some = torch.arange(min(_SEEN, len(case.y)))
+    x, y = (take(case.x, some, len(case.y)), case.y[some]) if countable(case.x, case.y) else (case.x, case.y)
+    try:
+        signal = measure(net, x, y, case.loss)
+    except LossError as error:
+        told = " ".join(f"{finding.where}: {finding.message}" for finding in wrong)
+        raise UserError(told or str(error)) from error
     if case.lr is not None and signal.finite:
         signal = _with_updates(net, case, signal)
     verdict = judge(signal, case.adaptive)
-    if verdict.outcome != "unclear" or not case.trials:
+    if verdict.outcome != "unclear":
         return verdict, signal, ()
+    if not case.trials:
+        return likeliest(signal, case.adaptive), signal, ()
     rounds = _rounds(net, case)
     middle = sorted(rounds, key=_skill_of)[len(rounds) // 2]
     return _after(middle, verdict), signal, tuple(trial for trials in rounds for trial in trials)
@@ -158,10 +166,10 @@ def _rounds(net: nn.Module, case: _Case) -> list[list[Trial]]:
             rounds[-1].append(case.trial(net, lr, order))
             if _skill_of(rounds[-1]) >= UNSURE[1]:
                 break
-        skills = [_skill_of(trials) for trials in rounds]
-        if order == 0 and not UNSURE[0] <= skills[0] < UNSURE[1]:
+        started = [_skill_of(trials) >= STARTED for trials in rounds]
+        if order == 0 and not UNSURE[0] <= _skill_of(rounds[0]) < UNSURE[1]:
             break
-        if order == 1 and (skills[0] >= STARTED) == (skills[1] >= STARTED):
+        if max(started.count(True), started.count(False)) > _ORDERS // 2:
             break
     return rounds
 
@@ -191,17 +199,17 @@ def _after(trials: Sequence[Trial], verdict: Verdict) -> Verdict:
 
 def _with_updates(net: nn.Module, case: _Case, signal: Signal) -> Signal:
     """The size of the first update of each layer, beside that of its weights."""
-    made = copy.deepcopy(net)
+    made = copied(net)
     with probed(made, training=True, gradients=True):
-        update(case.build(made, case.lr), lambda: case.loss(output_of(made, case.x), case.y))
+        stepper = case.build(net, made, case.lr)
+        update(stepper, lambda: case.loss(output_of(made, case.x), case.y), second_order(case.optimizer))
     before, after = dict(net.named_modules()), dict(made.named_modules())
     layers = []
     for layer in signal.layers:
-        old, new = before[layer.name].weight, after[layer.name].weight
-        assert isinstance(old, Tensor)
-        assert isinstance(new, Tensor)
-        moved = float(torch.linalg.vector_norm((new - old).detach(), dtype=torch.float64))
-        layers.append(replace(layer, update=moved / layer.weight if layer.weight else None))
+        pairs = zip(matrices(before[layer.name]), matrices(after[layer.name]), strict=True)
+        moved = norm_of([new.detach() - old.detach() for old, new in pairs])
+        known = layer.weight and layer.gradient is not None
+        layers.append(replace(layer, update=moved / layer.weight if known else None))
     return replace(signal, layers=tuple(layers))
 
 
@@ -218,7 +226,7 @@ def _suggestions(model: nn.Module, case: _Case) -> Iterator[str]:
 
 def _changes(model: nn.Module, case: _Case) -> Iterator[tuple[str, nn.Module, _Case]]:
     for init in _INITS:
-        made = copy.deepcopy(model)
+        made = copied(model)
         draw = torch.Generator().manual_seed(0)
         try:
             initialize(made, init, generator=draw, batch=case.x)
@@ -230,16 +238,6 @@ def _changes(model: nn.Module, case: _Case) -> Iterator[tuple[str, nn.Module, _C
             yield f"optimizer.lr={lr:g}", model, replace(case, lr=lr)
     if not case.adaptive:
         yield "optimizer=adamw", model, replace(case, optimizer="adamw", lr=None)
-
-
-def _parts(model: nn.Module, batch: Any) -> tuple[Any, Tensor, bool]:
-    """Inputs, targets, and whether the targets are known."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        return batch[0], batch[1], True
-    with probed(model):
-        output = output_of(model, batch)
-    draw = torch.Generator().manual_seed(0)
-    return batch, torch.randn(output.shape, generator=draw).to(output), False
 
 
 def _criterion(loss: Spec | LossFunction | None, y: Tensor) -> LossFunction:

@@ -61,7 +61,8 @@ class Diagnosis:
     @property
     def worth_telling(self) -> bool:
         """Whether a user would want to know it before training."""
-        return self.verdict.outcome not in ("trains", "unclear") or bool(self.findings)
+        unclear = self.verdict.outcome == "unclear" and self.verdict.layer is not None
+        return unclear or self.verdict.outcome not in ("trains", "unclear") or bool(self.findings)
 
     def check(self, where: str = "diagnose=strict") -> None:
         """Refuse what will not train.
@@ -102,7 +103,7 @@ class Diagnosis:
                 f"{layer.deviation:.1e}",
                 f"{layer.variation:.1%}" if layer.variation >= 1e-3 else f"{layer.variation:.0e}",
                 "" if layer.dead is None else f"{layer.dead:.0%}",
-                f"{layer.gradient:.1e}",
+                "" if layer.gradient is None else f"{layer.gradient:.1e}",
                 "" if layer.update is None else f"{layer.update:.0e}",
             )
         colour = _COLOURS.get(self.verdict.outcome, "red") if not self.findings else "red"
@@ -144,9 +145,9 @@ def draw(layers: Sequence[Layer], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def _positive(value: float) -> float:
-    """A logarithmic axis has no 0; a gap stands for it."""
-    return value if value > 0 else float("nan")
+def _positive(value: float | None) -> float:
+    """A logarithmic axis has no 0; a gap stands for it, and for what is not there."""
+    return value if value is not None and value > 0 else float("nan")
 
 
 def _shown(layers: Sequence[Layer]) -> list[Layer | None]:

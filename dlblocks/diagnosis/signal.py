@@ -9,25 +9,34 @@ drawn at random: where both are alike, inputs of one class have nothing in commo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, log10, sqrt
+from math import ceil, hypot, log10, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
+from dlblocks.diagnosis.batch import output_of
 from dlblocks.errors import UserError
 from dlblocks.probing import probed
 from dlblocks.surgery import find_activations
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
+
+class LossError(UserError):
+    """The loss does not take what the net gives, or the targets."""
+
+
 # A local slope below this is saturated.
 _FLAT = 0.01
 _SAME = 1e-6
 # So many instances and units tell in how many directions inputs differ.
 _ROWS, _COLUMNS = 64, 4096
+# Weights of these do not pass a signal on from units to units.
+_NO_LAYERS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Layer:
         dead: share of the units of the activation behind it whose slope is 0 for every input; None if unknown.
         saturated: share of that activation's values at which its slope is below 0.01; None if unknown.
         weight: norm of its weights.
-        gradient: norm of the loss's gradient by its weights.
-        useful: norm of the part of that gradient that tells inputs apart.
+        gradient: norm of the loss's gradient by its weights; None if they are not trained.
+        useful: norm of the part of that gradient that tells inputs apart; None if they are not trained.
         update: norm of the first update over that of the weights; None without an optimizer.
     """
 
@@ -63,8 +72,8 @@ class Layer:
     dead: float | None
     saturated: float | None
     weight: float
-    gradient: float
-    useful: float
+    gradient: float | None
+    useful: float | None
     update: float | None = None
 
 
@@ -77,6 +86,8 @@ class Signal:
         output_mean_square, output_variation: of what the net gives; the share that differs between inputs.
         loss: of the batch.
         finite: whether all outputs and gradients are finite numbers.
+        useful: norm of `J^T u` over the number of instances, by all that is trained: what can be learnt of how inputs
+            differ.
         speed: `|J^T u|^2 / |u|^2` over the number of instances: what gradient descent takes off the error for
             each unit of learning rate.
         alignment: log10 of `|J^T u|^2 / |J^T u'|^2`; about 0 if the labels might as well be random.
@@ -87,23 +98,24 @@ class Signal:
     output_variation: float
     loss: float
     finite: bool
+    useful: float
     speed: float
     alignment: float
 
 
 @dataclass
 class _Seen:
-    """What a hook saw of a layer."""
+    """What hooks saw of a layer."""
 
     name: str
     module: nn.Module
     given: Tensor
-    made: Tensor
+    made: Tensor | None = None
     slopes: Tensor | None = None
 
 
 def measure(net: nn.Module, x: Any, y: Tensor, loss: LossFunction) -> Signal:
-    """Run a batch through a net and back. Weights, buffers, modes and random state stay as they were.
+    """Run a batch through a net and back. Weights, buffers, modes and random states stay as they were.
 
     Args:
         net: any module that gives a tensor for `net(x)`.
@@ -113,12 +125,12 @@ def measure(net: nn.Module, x: Any, y: Tensor, loss: LossFunction) -> Signal:
 
     Raises:
         UserError: the net gives no tensor, has no layer with weights, or nothing in it can be trained.
+        LossError: the loss does not take what it gives.
     """
     with probed(net, training=True, gradients=True):
         seen, output = _run(net, x)
-        weights = [part.module.weight for part in seen]
         parameters = [p for p in net.parameters() if p.requires_grad]
-        value = loss(output, y)
+        value = _loss_of(output, y, loss)
         (slope,) = torch.autograd.grad(value, output, retain_graph=True)
         rows = output.shape[0]
         error = slope.detach() * rows
@@ -127,14 +139,11 @@ def measure(net: nn.Module, x: Any, y: Tensor, loss: LossFunction) -> Signal:
         whole = _pulled(output, slope, parameters)
         useful = _pulled(output, apart / rows, parameters)
         noise = _pulled(output, shuffled / rows, parameters)
-    place = {id(parameter): index for index, parameter in enumerate(parameters)}
-    layers = []
-    for part, weight in zip(seen, weights, strict=True):
-        index = place.get(id(weight))
-        layers.append(_layer(part, *((whole[index], useful[index]) if index is not None else (0.0, 0.0))))
+        place = {id(parameter): index for index, parameter in enumerate(parameters)}
+        layers = [_layer(part, rows, place, whole, useful) for part in seen]
     strength, by_chance = (sum(norm**2 for norm in norms) for norms in (useful, noise))
     of_error = float(apart.double().square().sum())
-    mean_square, variation = _spread(output.detach())
+    mean_square, variation = _spread(_by_instance(output.detach(), rows))
     everything = torch.tensor([mean_square, *whole], dtype=torch.float64)
     return Signal(
         layers=tuple(layers),
@@ -142,57 +151,96 @@ def measure(net: nn.Module, x: Any, y: Tensor, loss: LossFunction) -> Signal:
         output_variation=variation,
         loss=float(value.detach()),
         finite=bool(everything.isfinite().all()),
+        useful=sqrt(strength),
         speed=strength * rows / of_error if of_error > 0 else 0.0,
         alignment=log10(strength / by_chance) if strength > 0 and by_chance > 0 else 0.0,
     )
 
 
+def _loss_of(output: Tensor, y: Tensor, loss: LossFunction) -> Tensor:
+    try:
+        value = loss(output, y)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = f"outputs {tuple(output.shape)} and targets {tuple(y.shape)}"
+        raise LossError(f"loss: does not take {shapes}: {str(error).strip().splitlines()[0]}") from error
+    if value.numel() != 1:
+        raise LossError(f"loss: gives {tuple(value.shape)} numbers, and one is needed: reduction=mean.")
+    return value.reshape(())
+
+
 def _run(net: nn.Module, x: Any) -> tuple[list[_Seen], Tensor]:
-    """A forward pass with its graph, and what the layers saw."""
+    """A forward pass with its graph, and what the layers saw, in the order in which they were called."""
     seen: list[_Seen] = []
     names = {module: name for name, module in net.named_modules()}
     activations = {net.get_submodule(item.name) for item in find_activations(net) if item.how == "module"}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], made: Any) -> None:
-        if not (inputs and isinstance(inputs[0], Tensor) and isinstance(made, Tensor)):
-            return
-        if module in activations:
-            if seen and seen[-1].slopes is None and made is not inputs[0]:
-                seen[-1].slopes = _slopes(inputs[0], made)
-        elif all(part.module is not module for part in seen):
-            seen.append(_Seen(names[module], module, inputs[0].detach(), made.detach()))
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = first_tensor((*args, *kwargs.values()))
+        if given is not None and all(part.module is not module for part in seen):
+            seen.append(_Seen(names[module], module, given.detach()))
 
-    hooked = [module for module in net.modules() if module in activations or weighs(module)]
-    hooks = [module.register_forward_hook(note) for module in hooked]
+    def gave(module: nn.Module, _: Any, made: Any) -> None:
+        part = next((part for part in seen if part.module is module), None)
+        if part is not None and part.made is None:
+            made = first_tensor(made)
+            part.made = None if made is None else made.detach()
+
+    def sloped(_: nn.Module, inputs: tuple[Any, ...], made: Any) -> None:
+        given = first_tensor(inputs)
+        if given is not None and isinstance(made, Tensor) and seen and seen[-1].slopes is None:
+            seen[-1].slopes = _slopes(given, made)
+
+    layers = [module for module in net.modules() if weighs(module) and module not in activations]
+    hooks = [
+        *(layer.register_forward_pre_hook(called, with_kwargs=True) for layer in layers),
+        *(layer.register_forward_hook(gave) for layer in layers),
+        *(activation.register_forward_hook(sloped) for activation in activations),
+    ]
+    # An activation that writes over its inputs has no slope to be seen afterwards.
+    writing = [activation for activation in activations if getattr(activation, "inplace", None) is True]
+    for activation in writing:
+        activation.inplace = False  # type: ignore[assignment]
     try:
         output = output_of(net, x)
     finally:
+        for activation in writing:
+            activation.inplace = True  # type: ignore[assignment]
         for hook in hooks:
             hook.remove()
-    if not seen or not output.requires_grad:
-        raise UserError(f"diagnosis: {type(net).__name__} has no layer with weights that could be trained.")
+    seen = [part for part in seen if part.made is not None]
+    if not seen:
+        raise UserError(f"diagnosis: {type(net).__name__} calls no layer with weights for this batch.")
+    if not output.requires_grad:
+        raise UserError(
+            f"diagnosis: {type(net).__name__} has nothing to train: its output depends on no parameter."
+        )
     return seen, output
 
 
-def output_of(net: nn.Module, x: Any) -> Tensor:
-    """What a net gives: a tensor, or the `logits` in it.
-
-    Raises:
-        UserError: neither.
-    """
-    made = net(x)
-    output = getattr(made, "logits", made)
-    if not isinstance(output, Tensor):
-        raise UserError(
-            f"diagnosis: {type(net).__name__} gives {type(made).__name__}, not a tensor; wrap it in a module that"
-            " gives its logits."
-        )
-    return output
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of floating-point numbers among values, as layers take and give them."""
+    if isinstance(values, Tensor):
+        return values if values.is_floating_point() and values.ndim else None
+    found = (first_tensor(value) for value in values) if isinstance(values, (tuple, list)) else iter(())
+    return next((value for value in found if value is not None), None)
 
 
 def weighs(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim >= 2 and not isinstance(module, nn.Embedding)
+    """Whether a module is a layer: it has weights of two or more dimensions, and no layer inside. Those of an
+    embedding or a norm are none."""
+    if isinstance(module, _NO_LAYERS) or not matrices(module):
+        return False
+    inside = (part for part in module.modules() if part is not module)
+    return isinstance(module, nn.MultiheadAttention) or not any(weighs(part) for part in inside)
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of two or more dimensions that are a module's own, or that its own are computed from."""
+    own = list(module.parameters(recurse=False))
+    parametrized = getattr(module, "parametrizations", None)
+    if isinstance(parametrized, nn.Module):
+        own += parametrized.parameters()
+    return [parameter for parameter in own if parameter.ndim > 1]
 
 
 def _slopes(given: Tensor, made: Tensor) -> Tensor | None:
@@ -213,35 +261,52 @@ def _pulled(output: Tensor, direction: Tensor, parameters: list[nn.Parameter]) -
     return torch.stack([norm.double().cpu() for norm in norms]).tolist()
 
 
-def _layer(part: _Seen, gradient: float, useful: float) -> Layer:
-    mean_square, variation = _spread(part.given)
-    mean = float(part.given.double().mean())
+def _layer(part: _Seen, rows: int, place: dict[int, int], whole: list[float], useful: list[float]) -> Layer:
+    given, made = _by_instance(part.given, rows), part.made
+    assert made is not None
+    mean_square, variation = _spread(given)
+    mean = float(given.double().mean())
     dead = saturated = None
     if part.slopes is not None:
         dead = float((_units(part.slopes, part.module) == 0).all(0).double().mean())
         saturated = float((part.slopes.abs() < _FLAT).double().mean())
-    weight = part.module.weight
-    assert isinstance(weight, Tensor)
+    weights = matrices(part.module)
+    trained = [place[id(weight)] for weight in weights if id(weight) in place]
     return Layer(
         name=part.name,
         kind=type(part.module).__name__,
         mean=mean,
         deviation=sqrt(max(mean_square - mean**2, 0.0)),
         variation=variation,
-        correlation=_correlation(part.given),
-        dimensions=_dimensions(part.given),
-        identical=_identical(_units(part.made, part.module)),
+        correlation=_correlation(given),
+        dimensions=_dimensions(given),
+        identical=_identical(_units(made, part.module)),
         dead=dead,
         saturated=saturated,
-        weight=float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)),
-        gradient=gradient,
-        useful=useful,
+        weight=norm_of(weights),
+        gradient=hypot(*(whole[index] for index in trained)) if trained else None,
+        useful=hypot(*(useful[index] for index in trained)) if trained else None,
     )
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """The norm of all numbers in some tensors."""
+    return hypot(*(float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in tensors))
+
+
+def _by_instance(values: Tensor, rows: int) -> Tensor:
+    """As `(instances, numbers)`, of a batch of so many: what one layer takes may have its time first, or no instances
+    at all."""
+    if values.ndim == 1:
+        return values[:, None] if len(values) == rows else values[None]
+    if values.shape[0] != rows and values.ndim > 2 and values.shape[1] == rows:
+        values = values.movedim(1, 0)
+    return values.flatten(1)
 
 
 def _spread(values: Tensor) -> tuple[float, float]:
     """The mean square, and the share of it that differs between instances."""
-    flat = values.flatten(1).double()
+    flat = values.double()
     square = float(flat.square().mean())
     if not square > 0:
         return square, 0.0
@@ -250,7 +315,7 @@ def _spread(values: Tensor) -> tuple[float, float]:
 
 def _correlation(values: Tensor) -> float:
     """Mean cosine of all pairs of instances, from the sum of their directions."""
-    flat = values.flatten(1).double()
+    flat = values.double()
     directions = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)
     rows = len(flat)
     if rows < 2:
@@ -260,7 +325,7 @@ def _correlation(values: Tensor) -> float:
 
 def _dimensions(values: Tensor) -> float:
     """The participation ratio of the directions in which instances differ."""
-    flat = values[:_ROWS].flatten(1)
+    flat = values[:_ROWS]
     flat = flat[:, :: max(1, ceil(flat.shape[1] / _COLUMNS))].double()
     flat = flat - flat.mean(0)
     products = flat @ flat.T
@@ -272,7 +337,7 @@ def _units(values: Tensor, layer: nn.Module) -> Tensor:
     """As `(instances and places, units)`."""
     if isinstance(layer, nn.modules.conv._ConvNd) and values.ndim > 2:
         values = values.movedim(1, -1)
-    return values.flatten(0, -2)
+    return values.reshape(-1, values.shape[-1])
 
 
 def _identical(values: Tensor) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlblocks.diagnosis.batch import output_of
 from dlblocks.diagnosis.report import Finding
-from dlblocks.diagnosis.signal import LossFunction, output_of
+from dlblocks.diagnosis.signal import LossFunction
 from dlblocks.probing import probed
 
 # Names of autograd's nodes: what squashes an output, and what only changes its shape or type.

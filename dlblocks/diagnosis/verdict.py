@@ -20,6 +20,9 @@ _SLOWEST, _FASTEST = -9.0, 10.0
 _FAINTEST = -20.0
 # Fewer dimensions than this are a line.
 _LINE = 1.2
+# By whether the optimizer is adaptive, log10 of: the share of what reaches the last layer that differs
+# between inputs, the first gradient over the last, and how the output differs, squared.
+_LIKELY = {True: (-15.0, -8.0, -28.0), False: (-4.0, -20.0, -11.0)}
 # A first update of this share of the weights changes them in time and does not overturn them.
 _UPDATE = (1e-5, 0.1)
 
@@ -53,6 +56,24 @@ def judge(signal: Signal, adaptive: bool) -> Verdict:
     )
 
 
+def likeliest(signal: Signal, adaptive: bool) -> Verdict:
+    """The verdict where the signal is unclear and nothing may be tried: of the tuned grid, no net beyond these bounds
+    has started.
+
+    Args:
+        signal: of one batch.
+        adaptive: whether the optimizer scales each gradient by its size, as Adam does.
+    """
+    reason, layer = describe(signal)
+    alike, vanished, faint = _LIKELY[adaptive]
+    size = _log(signal.output_mean_square * signal.output_variation)
+    # A net that gives 0 at first has a last layer to learn, from what reaches it.
+    silent = signal.output_mean_square > 0 and size < faint
+    if _log(signal.layers[-1].variation) < alike or _log(_ratio(signal)) < vanished or silent:
+        return Verdict("will not start", reason, layer)
+    return Verdict("unclear", reason, layer)
+
+
 def _hopeless(signal: Signal, adaptive: bool) -> Verdict | None:
     if not signal.finite:
         broken = next((layer for layer in signal.layers if not isfinite(layer.mean + layer.deviation)), None)
@@ -62,7 +83,7 @@ def _hopeless(signal: Signal, adaptive: bool) -> Verdict | None:
         )
     reason, layer = describe(signal)
     if adaptive:
-        if _log(max(layer.useful for layer in signal.layers)) < _FAINTEST:
+        if _log(signal.useful) < _FAINTEST:
             return Verdict("will not start", reason, layer)
         return None
     if _log(signal.speed) < _SLOWEST:
@@ -93,7 +114,8 @@ def _healthy(signal: Signal) -> Verdict | None:
 def describe(signal: Signal) -> tuple[str, str | None]:
     """What stands out most, in a sentence, and the layer where."""
     layers = signal.layers
-    first, last = layers[0], layers[-1]
+    trained = [layer for layer in layers if layer.gradient is not None] or layers
+    first, last = trained[0], trained[-1]
     same = next((layer for layer in layers[:-1] if layer.identical > 0.9), None)
     if same is not None and same.variation > 0:
         return (
@@ -126,15 +148,15 @@ def describe(signal: Signal) -> tuple[str, str | None]:
     if signal.output_mean_square > 1e4:
         return (
             f"the net gives numbers of about {signal.output_mean_square**0.5:.0e}: the signal explodes.",
-            last.name,
+            layers[-1].name,
         )
     size = signal.output_mean_square * signal.output_variation
     if size < 1e-6:
         return (
             f"what the net gives differs by only {size**0.5:.0e} between inputs: the signal dies out.",
-            last.name,
+            layers[-1].name,
         )
-    line = next((layer for layer in layers if layer.dimensions < _LINE <= first.dimensions), None)
+    line = next((layer for layer in layers if layer.dimensions < _LINE <= layers[0].dimensions), None)
     if line is not None:
         return (
             f"inputs differ in one direction only at {line.name}: the net tells its two ends apart, and no more.",
@@ -146,8 +168,11 @@ def describe(signal: Signal) -> tuple[str, str | None]:
 
 
 def _ratio(signal: Signal) -> float:
-    """The gradient of the first layer over that of the last."""
-    first, last = signal.layers[0].gradient, signal.layers[-1].gradient
+    """The gradient of the first layer that is trained over that of the last."""
+    gradients = [layer.gradient for layer in signal.layers if layer.gradient is not None]
+    if len(gradients) < 2:
+        return 1.0
+    first, last = gradients[0], gradients[-1]
     return first / last if last > 0 else inf if first > 0 else 0.0
 
 

@@ -58,7 +58,9 @@ def test_dimensions_by_the_eigenvalues_of_the_covariance() -> None:
     spectrum = torch.linalg.eigvalsh(torch.cov(x.double().T))
     assert seen.dimensions == pytest.approx(float(spectrum.sum() ** 2 / spectrum.square().sum()), rel=1e-5)
     line = x[:, :1] * torch.arange(1.0, 17.0) + 3
-    assert measure(nn.Linear(16, 4), line, y, CROSS_ENTROPY).layers[0].dimensions == pytest.approx(1, abs=1e-6)
+    assert measure(nn.Linear(16, 4), line, y, CROSS_ENTROPY).layers[0].dimensions == pytest.approx(
+        1, abs=1e-6
+    )
     alike = torch.ones(64, 16)
     assert measure(nn.Linear(16, 4), alike, y, CROSS_ENTROPY).layers[0].dimensions == 0
 
