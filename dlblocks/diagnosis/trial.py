@@ -79,8 +79,7 @@ def run_trial(
     held_x, held_y = take(x, judged, len(y)), y[judged]
     made = copied(net)
     skill, first, gone = 0.0, inf, False
-    with random_states(), torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
+    with random_states(), torch.enable_grad():
         torch.manual_seed(order)
         stepper = optimizer(made, lr)
         skill_of = _measure(made, take(x, trained, len(y)), y[trained], loss)
@@ -127,7 +126,9 @@ def update(stepper: Optimizer, loss_of: Callable[[], Tensor], second_order: bool
         losses.append(float(value.detach()))
         return value
 
-    stepper.step(closure)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using backward.. with create_graph=True")
+        stepper.step(closure)  # type: ignore[arg-type]
     return losses[0]
 
 
@@ -170,13 +171,13 @@ def _accuracy_skill(guess: Callable[[Tensor], Tensor], output: Tensor, y: Tensor
 
 def _loss_skill(loss: LossFunction, baseline: float, output: Tensor, y: Tensor) -> float:
     """The share of the constant's loss that is gone, of a loss that ends at 0; one that goes below 0 has no such end,
-    and is measured by both sizes."""
+    and is measured by the larger of both."""
     value = float(loss(output, y))
     if not isfinite(value):
         return 0.0
     if baseline > 0 and value >= 0:
         return 1 - value / baseline
-    return (baseline - value) / (abs(baseline) + abs(value)) if value != baseline else 0.0
+    return (baseline - value) / max(abs(baseline), abs(value)) if value != baseline else 0.0
 
 
 def _constant_loss(output: Tensor, y: Tensor, loss: LossFunction) -> float:
