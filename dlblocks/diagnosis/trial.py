@@ -39,7 +39,8 @@ class Trial:
     Args:
         lr: its learning rate; None for an optimizer that has none.
         outcome: `started`, `nothing`, or `diverged`.
-        skill: 0 at chance, 1 perfect; of instances that were not trained on.
+        skill: 1 is perfect, 0 is chance or, where that is better, the untrained net; of instances that were not trained
+            on.
         steps: run.
         order: of the instances, a number; the same net may start in one order and not in another.
     """
@@ -83,6 +84,14 @@ def run_trial(
         torch.manual_seed(order)
         stepper = optimizer(made, lr)
         skill_of = _measure(made, take(x, trained, len(y)), y[trained], loss)
+
+        def gained(start: float = 0.0) -> float:
+            made.eval()
+            with torch.no_grad():
+                now = skill_of(output_of(made, held_x), held_y)
+            return (now - start) / (1 - start) if start < 1 else 0.0
+
+        start = max(0.0, gained())
         for step, places in enumerate(_batches(len(trained), min(batch_size, len(trained)), order), 1):
             rows = trained[places]
             made.train()
@@ -94,9 +103,7 @@ def run_trial(
                 gone = True
                 break
             if step % _EVERY == 0:
-                made.eval()
-                with torch.no_grad():
-                    skill = max(skill, skill_of(output_of(made, held_x), held_y))
+                skill = max(skill, gained(start))
                 if skill >= UNSURE[1]:
                     break
     return Trial(lr, "started" if skill >= STARTED else "diverged" if gone else "nothing", skill, step, order)
