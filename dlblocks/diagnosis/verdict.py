@@ -66,10 +66,12 @@ def likeliest(signal: Signal, adaptive: bool) -> Verdict:
     """
     reason, layer = describe(signal)
     alike, vanished, faint = _LIKELY[adaptive]
-    size = _log(signal.output_mean_square * signal.output_variation)
-    # A net that gives 0 at first has a last layer to learn, from what reaches it.
-    silent = signal.output_mean_square > 0 and size < faint
-    if _log(signal.layers[-1].variation) < alike or _log(_ratio(signal)) < vanished or silent:
+    last = signal.layers[-1]
+    # A last layer of zeros learns at once from what reaches it, and then lets gradients through.
+    broken = last.weight > 0 and (
+        _log(_ratio(signal)) < vanished or _log(signal.output_mean_square * signal.output_variation) < faint
+    )
+    if broken or _log(last.variation) < alike:
         return Verdict("will not start", reason, layer)
     return Verdict("unclear", reason, layer)
 

@@ -51,7 +51,17 @@ def test_timm(name: str, size: int) -> None:
     assert found.verdict.outcome in ("trains", "unclear", "slow"), found.lines()
 
 
-def test_a_transformer_of_words() -> None:
+def test_torchvision_by_trials() -> None:
+    torch.manual_seed(0)
+    model = small_vit()
+    kept = copy.deepcopy(model.state_dict())
+    found = dlblocks.diagnose(model, pictures(32, 48), optimizer="adam", lr=1e-3, batch_size=8)
+    assert found.verdict.outcome == "trains", found.lines()
+    assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("trials", [False, True])
+def test_a_transformer_of_words(trials: bool) -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=16,
@@ -62,9 +72,10 @@ def test_a_transformer_of_words() -> None:
         num_labels=3,
     )
     model = transformers.BertForSequenceClassification(config)
-    words = torch.randint(0, 50, (16, 12), generator=torch.Generator().manual_seed(0))
-    found = dlblocks.diagnose(model, (words, words[:, 0] % 3), trials=False)
+    words = torch.randint(0, 50, (64, 12), generator=torch.Generator().manual_seed(0))
+    found = dlblocks.diagnose(model, (words, words[:, 0] % 3), optimizer="adam", lr=3e-3, trials=trials)
     assert found.signal.finite
+    assert not trials or found.verdict.outcome in ("trains", "slow"), found.lines()
 
 
 def test_auto_initialises_a_resnet_that_then_trains() -> None:
