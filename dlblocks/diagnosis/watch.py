@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from math import isnan, nan, prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from dlblocks.diagnosis.report import Finding
@@ -19,6 +21,8 @@ from dlblocks.diagnosis.signal import weighs
 from dlblocks.results import write_table
 
 COLUMNS = ("deviation", "between_inputs", "dead", "gradient")
+# With fewer rows than this, units that are the same in all of them are not told from dead ones.
+_ROWS = 16
 # Bounds of what is reported.
 _DEAD, _VANISHED, _EXPLODED = 0.9, 1e-6, 1e6
 # A loss that has fallen by less than this after so many epochs is where it began.
@@ -29,8 +33,11 @@ class SignalWatch(Callback):
     """Looks at each layer every few steps, and reports what goes wrong while a net trains.
 
     Of each layer with weights: the deviation of what reaches it, that between the inputs of a batch, the share of
-    features that reach it unchanged for all inputs (dead or saturated units of the layer before), and the norm of
-    its gradient. They are computed on the device and fetched once an epoch, so no step waits for them.
+    features that reach it unchanged for all inputs and at all places (dead or saturated units of the layer before),
+    and the norm of its weights' gradient. They are computed on the device and fetched once an epoch, so no step waits
+    for them. Nan stands for what a look does not tell: features unchanged in fewer than 16 rows (instances times
+    places), what differs between the inputs of a batch of one, and the gradient of a layer whose weights are frozen.
+    A call with a single vector, which has no instances, is left out.
 
     Reported, each once, with the layer: dead units (over 90 %), gradients that vanish or explode (the first layer's
     below 1e-6 or above 1e6 times the last one's), and a loss that has not fallen after 3 epochs. The logger gets
@@ -98,10 +105,7 @@ class SignalWatch(Callback):
         self._unhook()
         seen = []
         for name, forward in self._forward.items():
-            weight = self._layers[name].weight
-            assert isinstance(weight, Tensor)
-            gradient = forward.new_zeros(()) if weight.grad is None else weight.grad.norm().to(forward)
-            seen.append(torch.cat([forward, gradient[None]]))
+            seen.append(torch.cat([forward, _gradient(self._layers[name], forward)[None]]))
         if seen:
             self._looks.append((trainer.global_step, list(self._forward), torch.stack(seen)))
 
@@ -132,14 +136,13 @@ class SignalWatch(Callback):
                     f"{finding.where}: {finding.message}", markup=False, highlight=False
                 )
         if new:
-            pl_module.log_dict(
-                {
-                    "signal/dead": max(row["dead"] for row in new),
-                    "signal/between_inputs": min(row["between_inputs"] for row in new),
-                    "signal/gradient_ratio": _ratio([row for row in new if row["step"] == new[-1]["step"]]),
-                },
-                sync_dist=True,
-            )
+            # What one process can't tell another may; all have to log the same names.
+            names, values = zip(*_logged(new).items(), strict=True)
+            gathered = pl_module.all_gather(torch.tensor(values, device=pl_module.device))
+            assert isinstance(gathered, Tensor)
+            means = gathered.reshape(-1, len(names)).nanmean(0).tolist()
+            logged = {name: mean for name, mean in zip(names, means, strict=True) if not isnan(mean)}
+            pl_module.log_dict(logged, sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         if not (self.rows and trainer.is_global_zero):
@@ -158,13 +161,11 @@ class SignalWatch(Callback):
         self._unhook()
 
     def _noter(self, name: str) -> Any:
-        def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             if name in self._forward or not (inputs and isinstance(inputs[0], Tensor)):
                 return
-            flat = inputs[0].detach().flatten(1).float()
-            same = (flat == flat[0]).all(0).float().mean()
-            between = flat.var(0, correction=0).mean().sqrt()
-            self._forward[name] = torch.stack([flat.std(correction=0), between, same])
+            if _has_instances(inputs[0], module):
+                self._forward[name] = _seen(inputs[0].detach(), module)
 
         return note
 
@@ -183,6 +184,50 @@ class SignalWatch(Callback):
                 )
 
 
+def _has_instances(given: Tensor, module: nn.Module) -> bool:
+    """Whether what reaches a layer is a batch of signals: not a single vector, such as a learned one, nor indices."""
+    whole = given.layout is torch.strided and given.is_floating_point() and given.numel() > 0
+    return whole and given.ndim >= 2 + _places(module)
+
+
+def _places(module: nn.Module) -> int:
+    """How many dimensions of a layer's input come after its units: `(N, C, H, W)` of a convolution."""
+    return len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
+
+
+def _seen(given: Tensor, module: nn.Module) -> Tensor:
+    """Deviation, that between the instances, and the share of units that are the same in all rows.
+
+    Rows are instances and places, `(N, T, units)` or `(N, units, H, W)`; copies of one by `expand` are one row. Nan
+    where there are too few to tell.
+    """
+    if given.ndim == 3 and getattr(module, "batch_first", True) is False:
+        given = given.transpose(0, 1)
+    units = given.movedim(-1 - _places(module), -1)
+    sizes = [size if stride else 1 for size, stride in zip(units.shape, units.stride(), strict=True)]
+    flat = given.flatten(1).float()
+    nothing = flat.new_full((), nan)
+    between = flat.var(0, correction=0).mean().sqrt() if sizes[0] > 1 else nothing
+    same = nothing
+    if prod(sizes[:-1]) >= _ROWS:
+        first = units[(0,) * (units.ndim - 1)]
+        same = (units == first).flatten(0, -2).all(0).float().mean()
+    return torch.stack([flat.std(correction=0), between, same])
+
+
+def _gradient(module: nn.Module, like: Tensor) -> Tensor:
+    """The norm of the gradient of a layer's own weights; nan if none of them is trained."""
+    parameters = list(module._parameters.values())
+    if parametrize.is_parametrized(module):  # where those that are trained are kept elsewhere
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        parameters.extend(module.parametrizations.parameters())
+    weights = [p for p in parameters if p is not None and p.ndim >= 2 and p.requires_grad]
+    if not weights:
+        return like.new_full((), nan)
+    norms = [p.grad.norm().to(like) for p in weights if p.grad is not None]
+    return torch.stack(norms).norm() if norms else like.new_zeros(())
+
+
 def _rows(step: int, names: Sequence[str], values: Tensor) -> Iterator[dict[str, Any]]:
     for name, numbers in zip(names, values.tolist(), strict=True):
         yield {"step": step, "layer": name, **dict(zip(COLUMNS, numbers, strict=True))}
@@ -193,21 +238,40 @@ def _of_signal(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     # What reaches the first layer is the data itself.
     names = list(dict.fromkeys(row["layer"] for row in rows))
     for name in names[1:]:
-        shares = [row["dead"] for row in rows if row["layer"] == name]
-        if min(shares) > _DEAD:
+        shares = [row["dead"] for row in rows if row["layer"] == name and not isnan(row["dead"])]
+        if shares and min(shares) > _DEAD:
             yield Finding("signal", f"over {_DEAD:.0%} of the units before {name} are dead or saturated.")
     for step in dict.fromkeys(row["step"] for row in rows):
-        ratio = _ratio([row for row in rows if row["step"] == step])
+        trained = _trained([row for row in rows if row["step"] == step])
+        ratio = _ratio(trained)
         if ratio < _VANISHED or ratio > _EXPLODED:
             what = "vanishes" if ratio < _VANISHED else "explodes"
-            yield Finding("signal", f"the gradient {what} between {names[-1]} and {names[0]}.")
+            last, first = trained[-1]["layer"], trained[0]["layer"]
+            yield Finding("signal", f"the gradient {what} between {last} and {first}.")
             return
 
 
-def _ratio(rows: Sequence[dict[str, Any]]) -> float:
-    """The gradient of the first layer over that of the last."""
-    first, last = rows[0]["gradient"], rows[-1]["gradient"]
+def _trained(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of layers that have a gradient."""
+    return [row for row in rows if not isnan(row["gradient"])]
+
+
+def _ratio(trained: Sequence[dict[str, Any]]) -> float:
+    """The gradient of the first layer over that of the last; nan if none is trained."""
+    if not trained:
+        return nan
+    first, last = trained[0]["gradient"], trained[-1]["gradient"]
     return float(first / last) if last else 1.0
+
+
+def _logged(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the logger gets of an epoch's looks; nan for what none of them tells."""
+    known = {name: [row[name] for row in rows if not isnan(row[name])] for name in ("dead", "between_inputs")}
+    return {
+        "signal/dead": max(known["dead"], default=nan),
+        "signal/between_inputs": min(known["between_inputs"], default=nan),
+        "signal/gradient_ratio": _ratio(_trained([row for row in rows if row["step"] == rows[-1]["step"]])),
+    }
 
 
 def draw_watch(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import dlblocks
 
@@ -54,12 +57,11 @@ def test_it_changes_no_weight(tmp_path: Path) -> None:
 
 
 class Other(L.LightningModule):
-    """A module of somebody else, whose relus die at the first step."""
+    """A module of somebody else."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-        torch.nn.init.constant_(self.net[0].bias, -1e3)
+        self.net = net
 
     def training_step(self, batch):
         return self.net(batch[0]).square().mean()
@@ -68,21 +70,165 @@ class Other(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def dying() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    nn.init.constant_(net[0].bias, -1e3)
+    return net
+
+
+def fit(
+    net: nn.Module, x: torch.Tensor, folder: Path, batch_size: int = 16, epochs: int = 1, logger: bool = False
+) -> tuple[Other, dlblocks.SignalWatch, L.Trainer]:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=batch_size)
+    watch = dlblocks.SignalWatch(every_n_steps=2, dirpath=str(folder))
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    module = Other(net)
+    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[watch], logger=logger, **quiet)
+    trainer.fit(module, loader)
+    return module, watch, trainer
+
+
+def column(watch: dlblocks.SignalWatch, name: str) -> dict[str, float]:
+    """Of the first look."""
+    return {row["layer"]: row[name] for row in watch.rows if row["step"] == 0}
+
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+
 def test_dead_units_of_somebody_elses_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(32, 4)), batch_size=8)
-    watch = dlblocks.SignalWatch(every_n_steps=2, dirpath=str(tmp_path))
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    module = Other()
-    L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[watch], **quiet).fit(module, loader)
+    module, watch, trainer = fit(dying(), X, tmp_path, epochs=2)
     assert "over 90% of the units before net.2 are dead" in capsys.readouterr().out
     assert {row["step"] for row in watch.rows} == {0, 2, 4, 6}
+    assert trainer.callback_metrics["signal/dead"] == 1
     assert not any(part._forward_pre_hooks for part in module.modules())
     assert (tmp_path / "signal_watch.csv").exists()
+
+
+class Hyper(nn.Module):
+    """Weights of one layer made of a vector by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.ones(3))
+        self.make, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x * self.make(self.z))
+
+
+class Token(nn.Module):
+    """A learned token, which a layer takes as it is or once for each instance."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.token, self.copies = nn.Parameter(torch.ones(1, 3)), copies
+        self.first, self.make, self.last = nn.Linear(4, 4), nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        token = self.token.expand(len(x), 3) if self.copies else self.token
+        return self.last(self.first(x) + self.make(token))
+
+
+class Sparse(nn.Linear):
+    """A layer called with sparse inputs."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x.to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("net", "seen"),
+    [(Hyper(), ["net.last"]), (nn.Sequential(Sparse(4, 4), nn.Linear(4, 1)), ["net.1"])],
+    ids=["vector", "sparse"],
+)
+def test_a_call_without_instances_is_left_out(net: nn.Module, seen: list[str], tmp_path: Path) -> None:
+    _, watch, _ = fit(net, X, tmp_path)
+    assert list(column(watch, "gradient")) == seen
+
+
+def test_dead_units_need_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, watch, trainer = fit(dying(), X, tmp_path, batch_size=1)
+    assert "dead" not in capsys.readouterr().out
+    for name in ("dead", "between_inputs"):
+        assert all(math.isnan(row[name]) for row in watch.rows)
+        assert f"signal/{name}" not in trainer.callback_metrics
+    assert "signal/gradient_ratio" in trainer.callback_metrics
+    with (tmp_path / "signal_watch.csv").open() as file:
+        assert {row["dead"] for row in csv.DictReader(file)} == {"nan"}
+    assert (tmp_path / "signal_watch.png").exists()
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_learned_token_is_not_dead(
+    copies: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, watch, trainer = fit(Token(copies), X, tmp_path)
+    assert "dead" not in capsys.readouterr().out
+    assert math.isnan(column(watch, "dead")["net.make"])
+    assert math.isnan(column(watch, "between_inputs")["net.make"])
+    assert column(watch, "dead")["net.last"] == 0
+    assert trainer.callback_metrics["signal/dead"] == 0
+    assert trainer.callback_metrics["signal/between_inputs"] > 0
+
+
+class Places(nn.Module):
+    """Signals of which every second unit is dead, at several places of each instance."""
+
+    def __init__(self, picture: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.last = nn.Conv2d(4, 1, 1) if picture else nn.Linear(4, 1)
+        self.picture = picture
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x) * torch.tensor([0.0, 1.0, 0.0, 1.0])
+        places = made[:, None] + torch.arange(20.0)[:, None] * (made != 0)[:, None]
+        return self.last(places.transpose(1, 2).unflatten(2, (4, 5)) if self.picture else places)
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_rows_are_instances_and_places(picture: bool, tmp_path: Path) -> None:
+    _, watch, _ = fit(Places(picture), X[:2], tmp_path, batch_size=1)
+    assert column(watch, "dead")["net.last"] == 0.5
+    assert math.isnan(column(watch, "dead")["net.first"])
+
+
+def test_instances_of_a_recurrent_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lstm(x.expand(5, *x.shape))[0]  # all steps alike, instances not
+
+    monkeypatch.setattr("dlblocks.diagnosis.watch.weighs", lambda module: isinstance(module, nn.LSTM))
+    module, watch, _ = fit(Recurrent(), X[:16], tmp_path)
+    assert column(watch, "between_inputs")["net.lstm"] > 0.1
+    lstm = module.net.lstm
+    both = torch.stack([lstm.weight_ih_l0.grad.norm(), lstm.weight_hh_l0.grad.norm()]).norm()
+    assert column(watch, "gradient")["net.lstm"] == pytest.approx(float(both))
+
+
+def test_the_gradient_of_weights_that_are_kept_elsewhere(tmp_path: Path) -> None:
+    net = nn.Sequential(weight_norm(nn.Linear(4, 4)), nn.Linear(4, 1))
+    module, watch, _ = fit(net, X[:16], tmp_path)
+    kept = module.net[0].parametrizations.weight
+    both = torch.stack([kept.original0.grad.norm(), kept.original1.grad.norm()]).norm()
+    assert column(watch, "gradient")["net.0"] == pytest.approx(float(both))
+    assert both > 0
+
+
+def test_a_frozen_layer_has_no_gradient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    net[0].requires_grad_(False)
+    _, watch, trainer = fit(net, X, tmp_path)
+    found = column(watch, "gradient")
+    assert math.isnan(found["net.0"])
+    assert "vanishes" not in capsys.readouterr().out
+    last = [row["gradient"] for row in watch.rows if row["step"] == 2]
+    assert trainer.callback_metrics["signal/gradient_ratio"] == pytest.approx(last[1] / last[2])
 
 
 def test_a_step_of_nothing_is_refused() -> None:
