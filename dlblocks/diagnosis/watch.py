@@ -11,7 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
@@ -130,11 +132,10 @@ class SignalWatch(Callback):
         self.rows += new
         found = [finding for finding in (*_of_signal(new), *self._of_loss()) if finding not in self.findings]
         self.findings += found
-        if trainer.is_global_zero:
-            for finding in found:
-                Console(soft_wrap=True).print(
-                    f"{finding.where}: {finding.message}", markup=False, highlight=False
-                )
+        if found and trainer.is_global_zero:
+            lines = Group(*(escape(finding.message) for finding in found))
+            title = f"signal: epoch {trainer.current_epoch}"
+            Console().print(Panel(lines, title=title, border_style="red"))
         if new:
             # What one process can't tell another may; all have to log the same names.
             names, values = zip(*_logged(new).items(), strict=True)

@@ -43,6 +43,21 @@ def test_a_net_that_vanishes_is_reported(tmp_path: Path, capsys: pytest.CaptureF
         assert "signal/gradient_ratio" in next(csv.reader(file))
 
 
+def test_the_findings_of_an_epoch_are_one_panel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid())
+    net.add_module("[red]", nn.Linear(8, 1))
+    nn.init.constant_(net[0].bias, 1e3)
+    fit(net, X, tmp_path, epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    (title,) = (line for line in lines if "signal: epoch 0" in line)
+    top = lines.index(title)
+    assert title.startswith("╭")
+    assert "over 90% of the units before net.[red] are dead or saturated." in lines[top + 1]
+    assert "the gradient vanishes between net.[red] and net.0." in lines[top + 2]
+    assert lines[top + 3].startswith("╰")
+    assert not any("signal: epoch 1" in line for line in lines)  # each is told once
+
+
 def test_a_sound_net_is_left_in_peace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "trainer.max_epochs=4")
     assert "signal:" not in capsys.readouterr().out
