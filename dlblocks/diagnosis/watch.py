@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dlblocks.diagnosis.report import Finding
 from dlblocks.diagnosis.signal import weighs
+from dlblocks.module import LitModule
 from dlblocks.results import write_table
 
 COLUMNS = ("deviation", "between_inputs", "dead", "gradient")
@@ -27,8 +28,11 @@ COLUMNS = ("deviation", "between_inputs", "dead", "gradient")
 _ROWS = 16
 # Bounds of what is reported.
 _DEAD, _VANISHED, _EXPLODED = 0.9, 1e-6, 1e6
-# A loss that has fallen by less than this after so many epochs is where it began.
+# A loss that has fallen by less than this after so many epochs is where it began; and one so far from chance is at it.
 _FALLEN, _EPOCHS = 0.02, 3
+_AT_CHANCE = (-0.02, 0.1)
+# So many targets tell what chance is, for so many outputs of a net at most.
+_TARGETS, _OUTPUTS = 2**14, 256
 
 
 class SignalWatch(Callback):
@@ -42,7 +46,8 @@ class SignalWatch(Callback):
     A call with a single vector, which has no instances, is left out.
 
     Reported, each once, with the layer: dead units (over 90 %), gradients that vanish or explode (the first layer's
-    below 1e-6 or above 1e6 times the last one's), and a loss that has not fallen after 3 epochs. The logger gets
+    below 1e-6 or above 1e6 times the last one's), a loss that has been at chance for 3 epochs, where a constant output
+    would get it (known of a `LitModule` with up to 256 outputs), or that has not fallen after 3. The logger gets
     `signal/dead` (the largest share), `signal/gradient_ratio` (first layer over last) and `signal/between_inputs`
     (the smallest). At the end of training `signal_watch.csv` and `signal_watch.png` are written.
 
@@ -64,6 +69,9 @@ class SignalWatch(Callback):
         self._looks: list[tuple[int, list[str], Tensor]] = []
         self._losses: list[Tensor] = []
         self._means: list[float] = []
+        self._targets: list[Tensor] = []
+        self._output: torch.Size | None = None
+        self._chance: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -71,12 +79,15 @@ class SignalWatch(Callback):
             "means": self._means,
             "looks": self._looks,
             "losses": self._losses,
+            "targets": self._targets,
+            "chance": self._chance,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._means = list(state_dict["rows"]), list(state_dict["means"])
         self._looks, self._losses = list(state_dict["looks"]), list(state_dict["losses"])
+        self._targets, self._chance = list(state_dict.get("targets", [])), state_dict.get("chance")
         self.findings = [Finding(**finding) for finding in state_dict["findings"]]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -85,7 +96,7 @@ class SignalWatch(Callback):
     def on_train_batch_start(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,  # noqa: ARG002
+        pl_module: L.LightningModule,
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
@@ -95,6 +106,8 @@ class SignalWatch(Callback):
         self._hooks = [
             module.register_forward_pre_hook(self._noter(name)) for name, module in self._layers.items()
         ]
+        if isinstance(pl_module, LitModule):
+            self._hooks.append(pl_module.net.register_forward_hook(self._note_output))
 
     def on_before_optimizer_step(
         self,
@@ -113,20 +126,27 @@ class SignalWatch(Callback):
 
     def on_train_batch_end(
         self,
-        trainer: L.Trainer,  # noqa: ARG002
-        pl_module: L.LightningModule,  # noqa: ARG002
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,  # noqa: ARG002
+        batch: Any,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            self._losses.append(loss.detach())
+            # Lightning gives the share of an update that is made of several batches.
+            self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        if self._chance is None and isinstance(pl_module, LitModule):
+            share = int(_TARGETS // max(1, trainer.num_training_batches))
+            self._targets.append(batch[1][: max(1, share)])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._losses:
             self._means.append(float(torch.stack(self._losses).mean()))
             self._losses = []
+        if self._targets and self._output is not None and isinstance(pl_module, LitModule):
+            self._chance = _chance(pl_module, torch.cat(self._targets), self._output)
+        self._targets = []
         new = [row for look in self._looks for row in _rows(*look)]
         self._looks = []
         self.rows += new
@@ -170,6 +190,9 @@ class SignalWatch(Callback):
 
         return note
 
+    def _note_output(self, _: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
+        self._output = output.shape[1:]
+
     def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
@@ -177,12 +200,36 @@ class SignalWatch(Callback):
 
     def _of_loss(self) -> Iterator[Finding]:
         if len(self._means) > _EPOCHS:
-            first, last = self._means[0], min(self._means[1:])
-            if last > first - _FALLEN * abs(first):
+            first, least = self._means[0], min(self._means[1:])
+            chance = self._chance if self._chance is not None else nan
+            low, high = (chance + part * abs(chance) for part in _AT_CHANCE)
+            if all(low < mean < high for mean in self._means[-_EPOCHS:]):
+                yield Finding(
+                    "signal",
+                    f"for {_EPOCHS} epochs the loss has been at chance, {chance:.3g}, which a constant output reaches: the"
+                    " net tells no inputs apart.",
+                )
+            elif least > first - _FALLEN * abs(first):
                 yield Finding(
                     "signal",
                     f"after {_EPOCHS} epochs the loss is still where it began: the net has not started to train.",
                 )
+
+
+def _chance(module: LitModule, y: Tensor, output: torch.Size) -> float:
+    """The loss of the best constant output; nan for many outputs, or a sum, which depends on the batch."""
+    if output.numel() > _OUTPUTS or getattr(module.loss, "reduction", "mean") == "sum":
+        return nan
+    constant = torch.zeros(1, *output, device=y.device, requires_grad=True)
+    search = torch.optim.LBFGS([constant], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        value = module.criterion(constant.expand(len(y), *output), y)
+        (constant.grad,) = torch.autograd.grad(value, constant)  # a loss may have parameters; they get none
+        return value
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    return float(closure().detach())
 
 
 def _has_instances(given: Tensor, module: nn.Module) -> bool:

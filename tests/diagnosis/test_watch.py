@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -35,7 +36,7 @@ def test_a_net_that_vanishes_is_reported(tmp_path: Path, capsys: pytest.CaptureF
     rows = run(tmp_path, *BAD, "trainer.max_epochs=5")
     told = capsys.readouterr().out
     assert told.count("the gradient vanishes between net.21 and net.1") == 1
-    assert told.count("the loss is still where it began") == 1
+    assert told.count("for 3 epochs the loss has been at chance, 2.3, which a constant output") == 1
     assert sorted({int(row["step"]) for row in rows}) == [0, 50, 100, 150]
     first = {row["layer"]: float(row["gradient"]) for row in rows if row["step"] == "0"}
     assert first["net.1"] < 1e-10 * first["net.21"]
@@ -74,15 +75,15 @@ def test_it_changes_no_weight(tmp_path: Path) -> None:
 class Other(L.LightningModule):
     """A module of somebody else."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, lr: float = 0.1) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.lr = net, lr
 
     def training_step(self, batch):
         return self.net(batch[0]).square().mean()
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
 def dying() -> nn.Sequential:
@@ -91,14 +92,22 @@ def dying() -> nn.Sequential:
     return net
 
 
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 def fit(
-    net: nn.Module, x: torch.Tensor, folder: Path, batch_size: int = 16, epochs: int = 1, logger: bool = False
+    net: nn.Module, x: torch.Tensor, folder: Path, batch_size: int = 16, epochs: int = 1, lr: float = 0.1
 ) -> tuple[Other, dlblocks.SignalWatch, L.Trainer]:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=batch_size)
     watch = dlblocks.SignalWatch(every_n_steps=2, dirpath=str(folder))
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    module = Other(net)
-    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[watch], logger=logger, **quiet)
+    module = Other(net, lr)
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[watch], **QUIET)
     trainer.fit(module, loader)
     return module, watch, trainer
 
@@ -109,6 +118,65 @@ def column(watch: dlblocks.SignalWatch, name: str) -> dict[str, float]:
 
 
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+
+def fit_ours(
+    folder: Path,
+    loss: Any = "cross_entropy",
+    dead: bool = True,
+    lr: float = 1.0,
+    batch_size: int = 16,
+    **settings: Any,
+) -> list[str]:
+    """What is found of a net of ours that begins far above chance, and may learn nothing but its last bias."""
+    y = (X[:, 0] > 0).long()
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[0].bias.fill_(-1e3 if dead else 0.0)
+        net[2].bias.copy_(torch.tensor([5.0, -5.0]))
+    module = dlblocks.LitModule(
+        task="binary",
+        head="softmax",
+        input_shape=(4,),
+        outputs=2,
+        model=net,
+        loss=loss,
+        optimizer={"name": "sgd", "lr": lr},
+    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, y), batch_size=batch_size)
+    watch = dlblocks.SignalWatch(every_n_steps=2, dirpath=str(folder))
+    L.Trainer(max_epochs=10, callbacks=[watch], log_every_n_steps=1, **QUIET, **settings).fit(
+        module, loader, loader
+    )
+    return [finding.message for finding in watch.findings if "loss" in finding.message]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
+def test_a_plateau_at_chance_is_one_though_the_loss_has_fallen(
+    settings: dict[str, int], tmp_path: Path
+) -> None:
+    (told,) = fit_ours(tmp_path, **settings)
+    share = float((X[:, 0] > 0).float().mean())
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert f"for 3 epochs the loss has been at chance, {entropy:.3g}, which a constant output" in told
+
+
+def test_a_net_that_learns_is_not_at_chance(tmp_path: Path) -> None:
+    assert fit_ours(tmp_path, dead=False) == []
+
+
+def test_a_loss_that_comes_down_from_above_is_not_at_chance(tmp_path: Path) -> None:
+    assert fit_ours(tmp_path, lr=0.05) == []
+
+
+def test_where_chance_is_not_known_the_first_epoch_is_compared_with(tmp_path: Path) -> None:
+    assert (
+        fit_ours(tmp_path, loss={"name": "cross_entropy", "reduction": "sum"}, lr=0.03, batch_size=64) == []
+    )
+    _, watch, _ = fit(nn.Linear(4, 1), X, tmp_path, epochs=5, lr=0.0)
+    assert [finding.message for finding in watch.findings] == [
+        "after 3 epochs the loss is still where it began: the net has not started to train."
+    ]
 
 
 def test_dead_units_of_somebody_elses_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
