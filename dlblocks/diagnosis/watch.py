@@ -15,11 +15,10 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from dlblocks.diagnosis.report import Finding
-from dlblocks.diagnosis.signal import weighs
+from dlblocks.diagnosis.signal import matrices, weighs
 from dlblocks.module import LitModule
 from dlblocks.results import write_table
 
@@ -265,11 +264,7 @@ def _seen(given: Tensor, module: nn.Module) -> Tensor:
 
 def _gradient(module: nn.Module, like: Tensor) -> Tensor:
     """The norm of the gradient of a layer's own weights; nan if none of them is trained."""
-    parameters = list(module._parameters.values())
-    if parametrize.is_parametrized(module):  # where those that are trained are kept elsewhere
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        parameters.extend(module.parametrizations.parameters())
-    weights = [p for p in parameters if p is not None and p.ndim >= 2 and p.requires_grad]
+    weights = [weight for weight in matrices(module) if weight.requires_grad]
     if not weights:
         return like.new_full((), nan)
     norms = [p.grad.norm().to(like) for p in weights if p.grad is not None]

@@ -425,3 +425,9 @@ def test_whatever_a_loss_raises_is_a_finding(loss: Any, told: str) -> None:
     wrong = only(nn.Linear(8, 3), CLASSES, loss)
     assert told in wrong.message
     assert wrong.where == "loss"
+
+
+@pytest.mark.parametrize("y", [torch.zeros(32, dtype=torch.long), torch.full((32, 3), 0.5)])
+def test_targets_that_are_all_the_same(y: Tensor) -> None:
+    loss = F.mse_loss if y.is_floating_point() else F.cross_entropy
+    assert only(nn.Linear(8, 3), y, loss).message.startswith("all targets are the same")
