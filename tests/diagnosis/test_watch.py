@@ -277,7 +277,7 @@ def test_rows_are_instances_and_places(picture: bool, tmp_path: Path) -> None:
     assert math.isnan(column(watch, "dead")["net.first"])
 
 
-def test_instances_of_a_recurrent_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instances_of_a_recurrent_layer(tmp_path: Path) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -286,7 +286,6 @@ def test_instances_of_a_recurrent_layer(tmp_path: Path, monkeypatch: pytest.Monk
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.lstm(x.expand(5, *x.shape))[0]  # all steps alike, instances not
 
-    monkeypatch.setattr("dlblocks.diagnosis.watch.weighs", lambda module: isinstance(module, nn.LSTM))
     module, watch, _ = fit(Recurrent(), X[:16], tmp_path)
     assert column(watch, "between_inputs")["net.lstm"] > 0.1
     lstm = module.net.lstm
