@@ -19,6 +19,7 @@ from rich.progress import Progress
 from dlblocks.errors import UserError
 from dlblocks.tuning.batches import open_loaders, unmoved
 from dlblocks.tuning.restore import generators_of, unmoved_generators, untouched
+from dlblocks.tuning.trial import silent
 
 
 class Choice(Protocol):
@@ -108,7 +109,7 @@ def find(
     loaders = unmoved(train_dataloaders, val_dataloaders)
     with untouched(trainer, module), _detached(module, datamodule), generators, loaders:
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
-        trainer.loggers = []
+        trainer.loggers = silent(trainer.loggers)
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
         trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
     if finder.interrupted:

@@ -142,7 +142,6 @@ class _Runner:
         self._losses: list[float] = []
 
     def run_to(self, step: int) -> None:
-        self._trial.enter()
         train = self._batches.train
         while self._finite and self._trial.steps < step:
             first = self._trial.steps * self._accumulate

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.core.optimizer import LightningOptimizer, _init_optimizers_and_lr_schedulers
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.trainer.call import _call_lightning_module_hook
+from lightning.pytorch.utilities.model_helpers import _ModuleMode, is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+from torchmetrics import Metric
 
 from dlblocks.errors import UserError
+from dlblocks.module import LitModule
 from dlblocks.seeds import derive
 from dlblocks.tuning.rates import base_rates, set_rates
 from dlblocks.tuning.restore import detached_copy
+
+# Of the hooks that come before the first batch.
+_START = ("on_fit_start", "on_train_start", "on_train_epoch_start")
+RETURNED = "what validation_step returns"
+
+
+class NoLossError(UserError):
+    """`training_step` returned no loss, which in training leaves a batch out."""
 
 
 class Trial:
     """A copy of a module with a fresh optimizer, inside a Trainer that `untouched` guards.
 
-    Steps have what the Trainer's have: its precision, gradient clipping, accumulation and, with several
-    processes, the mean gradient. Callbacks, loggers and schedulers take no part.
+    Steps have what the Trainer's have: its precision, gradient clipping, accumulation, the module's own hooks of
+    batches, gradients and validation, and, with several processes, the mean gradient. It begins with the hooks
+    that begin a run and its first epoch. Callbacks, loggers, schedulers and an `optimizer_step` of the module's
+    own, where rates are often set, take no part.
 
     Args:
         trainer: in the middle of `fit`, before its first step.
@@ -35,7 +53,7 @@ class Trial:
         alone: take no part in the talk of several processes, so that one of them may fail.
 
     Raises:
-        UserError: the module optimises by hand, or has not exactly one optimizer.
+        UserError: the module optimises by hand, has not exactly one optimizer, or takes an iterator of batches.
     """
 
     def __init__(
@@ -49,26 +67,65 @@ class Trial:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
         self._logged: dict[str, float] = {}
-        self.module.log = self._note  # type: ignore[method-assign]
+        self._metrics: dict[str, Metric] = {}
+        # No method of this object: a module that refers to its trial would keep both until garbage is collected.
+        note = partial(_note, self._logged, self._metrics)
+        for part in self.module.modules():
+            if isinstance(part, pl.LightningModule):
+                part.log = note  # type: ignore[method-assign]
         self._precision = copy.copy(trainer.precision_plugin)
         if (scaler := getattr(self._precision, "scaler", None)) is not None:
             self._precision.scaler = copy.deepcopy(scaler)  # type: ignore[attr-defined]
         self.seed = seed
+        self._alone = alone
         self._processes = 1 if alone else trainer.world_size
-        self.steps = 0
-        self.optimizer = self._optimizer()
+        self.steps, self._batches = 0, 0
+        self._takes_index = _takes_index(self.module.training_step)
+        self.optimizer, self._schedulers = self._optimizer()
+        self._wrapped = LightningOptimizer._to_lightning_optimizer(self.optimizer, trainer.strategy)
         self._bases = base_rates(self.optimizer)
-        self.enter()
-        self.module.train()
         self._switch("train")
         if rate is not None:
             self.set_rate(rate)
+        self._begin()
 
-    def enter(self) -> None:
-        """Take the place in the Trainer: hooks, gradient clipping and `self.trainer.optimizers` are this trial's."""
-        self.trainer.strategy._lightning_module = self.module
-        self.trainer.strategy.optimizers = [self.optimizer]
-        self.trainer.callbacks = []  # type: ignore[attr-defined]
+    def _begin(self) -> None:
+        module = self.module
+        if isinstance(module, LitModule):
+            module.compiled = False  # each copy would be compiled anew
+        _seed(derive(self.seed, "start"))
+        with self._in_trainer():
+            for name in _START:
+                self._hook(name)
+        if isinstance(module, LitModule) and self._alone:
+            module._processes = 1
+
+    @contextmanager
+    def _in_trainer(self) -> Iterator[None]:
+        """For a while the Trainer's module, optimizer and schedulers are this trial's; no callback is called, and
+        nothing comes to a logger."""
+        trainer, strategy = self.trainer, self.trainer.strategy
+        mine = {
+            "_lightning_module": self.module,
+            "_model": self.module,
+            "_optimizers": [self.optimizer],
+            "_lightning_optimizers": [self._wrapped],
+            "lr_scheduler_configs": self._schedulers,
+        }
+        before = {name: getattr(strategy, name) for name in mine}
+        callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
+        for name, value in mine.items():
+            setattr(strategy, name, value)
+        trainer.callbacks, trainer.loggers = [], silent(loggers)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(strategy, name, value)
+            trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+
+    def _hook(self, name: str, *arguments: Any) -> None:
+        _call_lightning_module_hook(self.trainer, name, *arguments, pl_module=self.module)
 
     def set_rate(self, rate: float) -> None:
         """Set the first group's learning rate, and the others' in proportion."""
@@ -76,23 +133,45 @@ class Trial:
 
     def step(self, batches: Sequence[Any]) -> float:
         """One optimizer step on the mean gradient of some batches; their mean loss before it, over all
-        processes. NaN if the loss is not finite."""
-        losses: list[Tensor] = []
+        processes. NaN if the loss is not finite.
+
+        Raises:
+            NoLossError: `training_step` returned none.
+        """
         _seed(derive(self.seed, f"step {self.steps}"))
-
-        def closure() -> Tensor:
-            self.optimizer.zero_grad()
-            losses.clear()
-            for batch in batches:
-                loss = self._loss(batch)
-                losses.append(loss.detach())
-                self.module.backward(self._precision.pre_backward(loss / len(batches), self.module))
-            self._share_gradients()
-            return losses[-1]
-
-        self._precision.optimizer_step(self.optimizer, model=self.module, closure=closure)
+        with self._in_trainer():
+            losses = [self._train(batch, place, len(batches)) for place, batch in enumerate(batches)]
         self.steps += 1
         return self._mean(torch.stack(losses).mean())
+
+    def _train(self, batch: Any, place: int, count: int) -> Tensor:
+        """The loss of one of the batches of a step; the last one ends it."""
+        batch, index = tree_map(_cloned, batch), self._batches
+        outputs: list[Any] = []
+
+        def closure() -> Tensor:
+            outputs[:] = [self._output(batch, index)]
+            loss = self._loss_in(outputs[0])
+            if place == 0:
+                self._hook("on_before_zero_grad", self.optimizer)
+                self.optimizer.zero_grad()
+            self.module.backward(self._precision.pre_backward(loss / count, self.module))
+            if place == count - 1:
+                self._share_gradients()
+            self._precision.post_backward(loss, self.module)
+            return loss.detach()
+
+        self._hook("on_train_batch_start", batch, index)
+        if place == count - 1:
+            self._precision.optimizer_step(self.optimizer, model=self.module, closure=closure)
+        else:
+            closure()
+        self._batches += 1
+        output, loss = outputs[0], self._loss_in(outputs[0]).detach()
+        self._hook(
+            "on_train_batch_end", {**output} if isinstance(output, Mapping) else {"loss": loss}, batch, index
+        )
+        return loss
 
     def gradient_lengths(self, batches: Sequence[Any]) -> tuple[float, float]:
         """The mean squared length of the gradients of some batches, and that of their mean gradient."""
@@ -100,7 +179,8 @@ class Trial:
         lengths, total = [], [torch.zeros_like(p) for p in parameters]
         for batch in batches:
             self.optimizer.zero_grad()
-            self.module.backward(self._loss(batch))
+            with self._in_trainer():
+                self.module.backward(self._loss(batch))
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
             lengths.append(sum(float(g.square().sum()) for g in gradients))
             for summed, gradient in zip(total, gradients, strict=True):
@@ -109,41 +189,69 @@ class Trial:
         whole = sum(float((summed / len(batches)).square().sum()) for summed in total)
         return sum(lengths) / len(lengths), whole
 
-    def validate(self, batches: Sequence[Any]) -> float | None:
-        """The mean validation loss on some batches, over all processes: what `validation_step` returns, or
-        else logs under a name with `loss` in it. None if it does neither."""
-        losses = []
-        with self._judging():
+    def validate(
+        self, batches: Sequence[Any], choose: Callable[[Sequence[str]], str | None] = lambda names: names[0]
+    ) -> float | None:
+        """The mean validation loss on some batches, over all processes, in an epoch of its own.
+
+        Args:
+            batches: of the first validation loader.
+            choose: takes names, and says which one is the loss: what the module logged, and `RETURNED` before them
+                if `validation_step` returns a loss. A `Metric` that is logged counts with its value at the end.
+
+        Returns:
+            None if there is no name, or none is chosen.
+        """
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        several = loop._is_sequential and loop.num_dataloaders > 1
+        place = (0,) if several else ()
+        takes_index = _takes_index(self.module.validation_step)
+        values: dict[str, list[Tensor]] = {}
+        self._logged.clear()
+        self._metrics.clear()
+        with self._in_trainer(), self._judging():
+            self._hook("on_validation_start")
+            self._hook("on_validation_epoch_start")
             for index, batch in enumerate(batches):
-                self._logged.clear()
+                batch = tree_map(_cloned, batch)
+                self._hook("on_validation_batch_start", batch, index, *place)
                 with self._precision.val_step_context():
-                    output = self.module.validation_step(tree_map(_cloned, batch), index)
-                loss = _loss_of(output)
-                if loss is None:
-                    logged = [value for name, value in self._logged.items() if "loss" in name]
-                    if not logged:
-                        return None
-                    loss = torch.tensor(logged[0])
-                losses.append(loss)
-        return self._mean(torch.stack(losses).mean())
+                    output = self.module.validation_step(batch, *((index,) if takes_index else ()), *place)
+                self._hook("on_validation_batch_end", output, batch, index, *place)
+                if (loss := _loss_of(output)) is not None:
+                    values.setdefault(RETURNED, []).append(loss)
+                for name, value in self._logged.items():
+                    values.setdefault(name, []).append(torch.tensor(value))
+                self._logged.clear()
+            if not self._alone:  # metrics are put together there, over all processes
+                self._hook("on_validation_epoch_end")
+                self._hook("on_validation_end")
+        ends = self._logged | {name: _value_of(metric) for name, metric in self._metrics.items()}
+        values |= {name: [torch.tensor(value)] for name, value in ends.items()}
+        chosen = choose([*values]) if values else None
+        return self._mean(torch.stack(values[chosen]).mean()) if chosen is not None else None
 
     def training_loss(self, batches: Sequence[Any]) -> float:
         """The mean of the training loss on some batches in evaluation mode, over all processes."""
-        with self._judging():
+        with self._in_trainer(), self._judging():
             losses = [self._loss(batch) for batch in batches]
         return self._mean(torch.stack(losses).mean())
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
         """In evaluation, without gradients; an optimizer that trains at one point and judges at another (a
-        schedule-free one) goes there and back."""
+        schedule-free one) goes there and back. Each part of the module goes back to the mode it had."""
+        mode = _ModuleMode()
+        mode.capture(self.module)
         self._switch("eval")
-        self.module.eval()
+        self._hook("on_validation_model_eval")
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.module.train()
+            if is_overridden("on_validation_model_train", self.module):
+                self._hook("on_validation_model_train")
+            mode.restore(self.module)
             self._switch("train")
 
     def _switch(self, mode: str) -> None:
@@ -151,29 +259,40 @@ class Trial:
             switch()
 
     def _loss(self, batch: Any) -> Tensor:
+        return self._loss_in(self._output(tree_map(_cloned, batch), self._batches))
+
+    def _output(self, batch: Any, index: int) -> Any:
         with self._precision.train_step_context():
-            output = self.module.training_step(tree_map(_cloned, batch), self.steps)
+            return self.module.training_step(*((batch, index) if self._takes_index else (batch,)))
+
+    def _loss_in(self, output: Any) -> Tensor:
         loss = _loss_of(output)
         if loss is None:
-            raise UserError(
+            raise NoLossError(
                 f"{type(self.module).__name__}.training_step: returned no loss, so no learning rate can be"
                 " judged. It must return the loss, or a mapping with a 'loss'."
             )
         return loss
 
-    def _optimizer(self) -> Optimizer:
+    def _optimizer(self) -> tuple[Optimizer, list[LRSchedulerConfig]]:
+        name = type(self.module).__name__
         if not self.module.automatic_optimization:
             raise UserError(
-                f"{type(self.module).__name__}: optimises by hand (automatic_optimization=False), so its"
+                f"{name}: optimises by hand (automatic_optimization=False), so its"
                 " steps can't be tried. Set the learning rate yourself."
             )
-        optimizers, _ = _init_optimizers_and_lr_schedulers(self.module)
+        if is_param_in_hook_signature(self.module.training_step, "dataloader_iter", explicit=True):
+            raise UserError(
+                f"{name}.training_step: takes a dataloader_iter, so its steps can't be tried on given batches. Let"
+                " it take a batch, or set the learning rate yourself."
+            )
+        optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.module)
         if len(optimizers) != 1:
             raise UserError(
-                f"{type(self.module).__name__}.configure_optimizers: gives {len(optimizers)} optimizers; a"
+                f"{name}.configure_optimizers: gives {len(optimizers)} optimizers; a"
                 " learning rate can be found for one."
             )
-        return optimizers[0]
+        return optimizers[0], schedulers
 
     def _share_gradients(self) -> None:
         """The mean gradient of all processes, as DistributedDataParallel leaves it."""
@@ -193,11 +312,35 @@ class Trial:
         number = float(value)
         return number if math.isfinite(number) else math.nan
 
-    def _note(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        if isinstance(value, Tensor):
-            value = value.detach()
-        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
-            self._logged[name] = float(value)
+
+def silent(loggers: Sequence[Logger]) -> list[Logger]:
+    """Loggers that drop everything, as many as there are."""
+    return [DummyLogger() for _ in loggers]
+
+
+def _note(
+    logged: dict[str, float], metrics: dict[str, Metric], name: str, value: Any, *_: Any, **__: Any
+) -> None:
+    if isinstance(value, Metric):
+        metrics[name] = value
+        return
+    if isinstance(value, Tensor):
+        value = value.detach()
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+        logged[name] = float(value)
+
+
+def _value_of(metric: Metric) -> float:
+    """What a metric has come to, in this process alone; it then starts anew."""
+    metric._to_sync = False
+    value = metric.compute()
+    metric.reset()
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else math.nan
+
+
+def _takes_index(step: Callable[..., Any]) -> bool:
+    """Whether a step takes the batch's number, which Lightning leaves out where it does not."""
+    return is_param_in_hook_signature(step, "batch_idx", min_args=2)
 
 
 def _cloned(leaf: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -212,6 +213,17 @@ def test_validation_that_is_disabled_is_not_run() -> None:
     assert choice.judged_by == "loss on training batches kept apart"
     find_lr(trainer(), Noted(), **given)
     assert seen
+
+
+def test_a_module_that_calls_its_logger_finds_one_that_drops_it(tmp_path: Path) -> None:
+    class Logs(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.logger.log_metrics({"own": 1.0}, step=batch_idx)  # type: ignore[union-attr]
+            return super().training_step(batch, batch_idx)
+
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    find_lr(trainer(logger=CSVLogger(tmp_path)), Logs(), **given)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Hard cases.

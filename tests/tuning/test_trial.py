@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -148,3 +152,242 @@ class Silent(Foreign):
 def test_a_step_without_a_loss_is_told() -> None:
     with pytest.raises(UserError, match=r"Silent.training_step: returned no loss"):
         L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(Silent(), loader())
+
+
+# What is let go.
+
+
+class Scheduled(Foreign):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+class LetsGo(Callback):
+    """Keeps weak references to what a trial held, and says which of it is still there."""
+
+    alive: tuple[str, ...] = ("not tried",)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            batches = gather(trainer, 1)
+            gc.disable()
+            try:
+                trial = Trial(trainer, pl_module)
+                trial.step(batches.train[:1])
+                trial.validate(batches.judged)
+                trial.gradient_lengths(batches.train[:1])
+                trial.training_loss(batches.judged)
+                held = {
+                    "module": trial.module,
+                    "weight": trial.module.net[0].weight,
+                    "optimizer": trial.optimizer,
+                }
+                references = {name: weakref.ref(value) for name, value in held.items()}
+                del trial, held
+                self.alive = tuple(name for name, reference in references.items() if reference() is not None)
+            finally:
+                gc.enable()
+
+
+@pytest.mark.parametrize("kind", [Foreign, Scheduled])
+def test_a_trial_is_freed_when_it_is_let_go(kind: type[Foreign]) -> None:
+    callback = LetsGo()
+    L.Trainer(max_epochs=1, callbacks=[callback], **QUIET).fit(kind(), loader(), loader())
+    assert callback.alive == ()
+
+
+# Whatever a module may do in Lightning.
+
+
+class Hooked(Foreign):
+    """Notes the hooks that are called, and needs what they set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def on_fit_start(self) -> None:
+        self.called.append("on_fit_start")
+        self.weight = torch.ones(3)
+
+    def on_train_start(self) -> None:
+        self.called.append("on_train_start")
+
+    def on_train_epoch_start(self) -> None:
+        self.called.append("on_train_epoch_start")
+        self.outs: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.called.append(f"on_train_batch_start {batch_idx} {len(batch)}")
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.called.append(f"training_step {batch_idx}")
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1], weight=self.weight)
+        self.outs.append(loss.detach())
+        return loss
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.called.append(f"on_before_zero_grad {type(optimizer).__name__}")
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:  # noqa: ARG002
+        self.called.append("on_before_backward")
+
+    def on_after_backward(self) -> None:
+        self.called.append("on_after_backward")
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.called.append(f"on_before_optimizer_step {type(optimizer).__name__}")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.called.append(f"on_train_batch_end {batch_idx} {sorted(outputs)}")
+
+    def on_validation_start(self) -> None:
+        self.called.append("on_validation_start")
+
+    def on_validation_epoch_start(self) -> None:
+        self.called.append("on_validation_epoch_start")
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self.called.append(f"on_validation_batch_start {batch_idx}")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.called.append(f"validation_step {batch_idx} {self.training}")
+        super().validation_step(batch, batch_idx)
+
+    def on_validation_batch_end(
+        self,
+        outputs: Any,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        self.called.append(f"on_validation_batch_end {batch_idx} {outputs}")
+
+    def on_validation_epoch_end(self) -> None:
+        self.called.append("on_validation_epoch_end")
+
+    def on_validation_end(self) -> None:
+        self.called.append("on_validation_end")
+
+
+class Compares(Callback):
+    """A trial of two steps and a validation, beside what the Trainer then does."""
+
+    def __init__(self) -> None:
+        self.in_trial: list[str] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            batches = gather(trainer, trainer.accumulate_grad_batches * 2)
+            half = trainer.accumulate_grad_batches
+            trial = Trial(trainer, pl_module)
+            trial.step(batches.train[:half])
+            trial.step(batches.train[half:])
+            trial.validate(batches.judged)
+            self.in_trial = list(trial.module.called)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_modules_own_hooks_are_called_in_the_trainers_order(accumulate: int) -> None:
+    compares, module = Compares(), Hooked()
+    fitted = L.Trainer(
+        max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[compares], limit_val_batches=2, **QUIET
+    )
+    fitted.fit(module, loader(16 * accumulate), loader(16))
+    assert "on_validation_end" in module.called
+    assert compares.in_trial == module.called
+
+
+class NoIndex(Foreign):
+    def training_step(self, batch: Any) -> torch.Tensor:  # type: ignore[override]
+        return super().training_step(batch, 0)["loss"]
+
+    def validation_step(self, batch: Any) -> None:  # type: ignore[override]
+        super().validation_step(batch, 0)
+
+
+class OfSeveral(Foreign):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:  # type: ignore[override]
+        assert dataloader_idx == 0
+        super().validation_step(batch, batch_idx)
+
+
+class Validates(Callback):
+    """Validates in a trial after one step."""
+
+    loss: float | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            batches = gather(trainer, 1)
+            trial = Trial(trainer, pl_module)
+            trial.step(batches.train)
+            self.loss = trial.validate(batches.judged)
+
+
+@pytest.mark.parametrize("kind", [NoIndex, OfSeveral, Foreign])
+def test_every_signature_of_a_step(kind: type[Foreign]) -> None:
+    validates = Validates()
+    loaders = [loader(), loader()] if kind is OfSeveral else loader()
+    L.Trainer(max_epochs=1, max_steps=1, callbacks=[validates], **QUIET).fit(kind(), loader(), loaders)
+    assert validates.loss is not None
+    assert 0 < validates.loss < 10
+
+
+class TakesIterator(Foreign):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+def test_an_iterator_of_batches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"TakesIterator.training_step: takes a dataloader_iter"):
+        L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(TakesIterator(), loader())
+
+
+class FrozenNorm(Foreign):
+    def on_train_start(self) -> None:
+        self.net[1].eval()
+
+
+class KeepsModes(Callback):
+    modes: tuple[bool, ...] = ()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            batches = gather(trainer, 1)
+            trial = Trial(trainer, pl_module)
+            trial.validate(batches.judged)
+            trial.training_loss(batches.judged)
+            self.modes = (trial.module.training, trial.module.net[1].training)
+
+
+def test_validation_leaves_a_frozen_part_frozen() -> None:
+    keeps, module = KeepsModes(), FrozenNorm()
+    L.Trainer(max_epochs=1, callbacks=[keeps], **QUIET).fit(module, loader(), loader())
+    assert keeps.modes == (True, False)
+
+
+class Logs(Foreign):
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        made = super().training_step(batch, batch_idx)
+        self.logger.log_metrics({"own": float(made["loss"].detach())}, step=self.global_step)  # type: ignore[union-attr]
+        return made
+
+
+class Counts(CSVLogger):
+    calls = 0
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.calls += "own" in metrics
+
+
+def test_nothing_comes_to_the_loggers(tmp_path: Path) -> None:
+    counts, tries = Counts(tmp_path), Tries(2)
+    fitted = L.Trainer(max_epochs=1, log_every_n_steps=1, callbacks=[tries], **{**QUIET, "logger": counts})
+    fitted.fit(Logs(), loader(), loader())
+    assert len(tries.losses) == 2
+    assert counts.calls == 6  # of the run itself
+    assert fitted.loggers == [counts]
