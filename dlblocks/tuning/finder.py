@@ -47,6 +47,8 @@ class Finder(Callback):
         self.apply = apply
         self.choice: Any = None
         self.interrupted = False
+        # Of the Trainer, where the search runs in a `fit` of its own without them.
+        self.others: list[Callback] = []
 
     @abstractmethod
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> Choice:
@@ -74,6 +76,10 @@ class Finder(Callback):
             tell(self.choice.explanation)
             if self.folder is not None:
                 self.choice.save(self.folder)
+
+    def callbacks_of(self, trainer: pl.Trainer) -> list[Callback]:
+        """The callbacks that are to take part in the training."""
+        return [*self.others, *trainer.callbacks]  # type: ignore[attr-defined]
 
     def _searched(self, trainer: pl.Trainer, module: pl.LightningModule) -> Choice:
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -108,6 +114,7 @@ def find(
     generators = unmoved_generators([*generators_of(module), *generators_of(datamodule)])
     loaders = unmoved(train_dataloaders, val_dataloaders)
     with untouched(trainer, module), _detached(module, datamodule), generators, loaders:
+        finder.others = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
         trainer.loggers = silent(trainer.loggers)
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}

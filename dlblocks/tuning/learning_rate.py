@@ -15,6 +15,7 @@ from dlblocks.tuning import range_test
 from dlblocks.tuning.batches import Batches, gather
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
+from dlblocks.tuning.judge import Judge
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import base_rates, scale_rates
@@ -41,13 +42,15 @@ def find_lr(
     min_lr: float = MIN_RATE,
     max_lr: float = MAX_RATE,
     steps: int = STEPS,
+    monitor: str | None = None,
 ) -> LearningRateChoice:
     """Find a learning rate for any LightningModule with one optimizer, before `trainer.fit`.
 
     `race` trains the same net at 13 rates from the same weights on the same batches, sees by their training losses
     where the fast ones lie, trains at some rates around there, and takes the one with the lowest validation loss or
     one that comes near it; without validation, the loss on a fifth of the training batches that no rate has trained
-    on (`tuning.race`). The others are suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to
+    on (`tuning.race`). The validation loss is what `validation_step` returns; else, of what is logged, what a callback
+    monitors with mode=min, or what is named as it, such as `val_loss` (`tuning.judge`). The other methods are suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to
     three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
@@ -62,12 +65,13 @@ def find_lr(
         method: see above.
         min_lr, max_lr: the range.
         steps: of the last rates in the race; a run of less than twice as many is raced whole, at more of them.
+        monitor: the name of the logged value by which the race is judged, lower being better.
 
     Raises:
-        UserError: a range or method that is not legal, a module with several optimizers or none, a strategy
-            that splits the module, or no rate with a finite loss.
+        UserError: a range, method or monitor that is not legal, validation that logs several losses, a module with
+            several optimizers or none, a strategy that splits the module, or no rate with a finite loss.
     """
-    finder = LearningRateFinder(method, min_lr, max_lr, steps, apply=False)
+    finder = LearningRateFinder(method, min_lr, max_lr, steps, apply=False, monitor=monitor)
     found: LearningRateChoice = find(finder, trainer, module, datamodule, train_dataloaders, val_dataloaders)
     return found
 
@@ -79,7 +83,7 @@ class LearningRateFinder(Finder):
     module, or of its hparams, gets the value. A run that goes on from a checkpoint keeps the rates of that.
 
     Args:
-        method, min_lr, max_lr, steps: as of `find_lr`.
+        method, min_lr, max_lr, steps, monitor: as of `find_lr`.
         folder: where `lr_finder.png` and `lr_finder.csv` go; None for nowhere.
         apply: train with the rate. If not, `fit` ends without a step.
     """
@@ -93,6 +97,7 @@ class LearningRateFinder(Finder):
         folder: str | Path | None = None,
         *,
         apply: bool = True,
+        monitor: str | None = None,
     ) -> None:
         if method not in METHODS:
             raise unknown("method", method, METHODS, "lr_finder.method")
@@ -102,12 +107,19 @@ class LearningRateFinder(Finder):
             )
         if steps < 1:
             raise UserError(f"lr_finder.steps={steps}: must be at least 1.")
+        if monitor is not None and method != "race":
+            raise UserError(
+                f"find_lr: monitor={monitor!r} has no effect, since method={method} looks at the training loss; take"
+                " method='race', or leave it out."
+            )
         self.method, self.min_lr, self.max_lr, self.steps = method, min_lr, max_lr, steps
+        self.monitor = monitor
         super().__init__(folder, apply)
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
         if self.method == "race":
-            return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps)
+            judge = Judge(self.monitor, self.callbacks_of(trainer))
+            return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps, judge)
         return _range_test(trainer, module, self.method, self.min_lr, self.max_lr)
 
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
@@ -134,10 +146,16 @@ class _Runner:
     """A trial of one rate in a race."""
 
     def __init__(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batches: Batches, rate: float
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        batches: Batches,
+        rate: float,
+        judge: Judge,
     ) -> None:
         self._trial = Trial(trainer, module, rate)
         self._batches = batches
+        self._judge = judge
         self._accumulate = trainer.accumulate_grad_batches
         self._losses: list[float] = []
 
@@ -158,9 +176,10 @@ class _Runner:
     def score(self) -> float:
         if not self._finite:
             return math.nan
-        if self._batches.validation and (loss := self._trial.validate(self._batches.judged)) is not None:
+        judged = self._batches.judged
+        if self._batches.validation and (loss := self._trial.validate(judged, self._judge)) is not None:
             return loss
-        return self._trial.training_loss(self._batches.judged)
+        return self._trial.training_loss(judged)
 
 
 class _Replayed:
@@ -187,7 +206,7 @@ class _Replayed:
 
 
 def _race(
-    trainer: pl.Trainer, module: pl.LightningModule, rates: list[float], steps: int
+    trainer: pl.Trainer, module: pl.LightningModule, rates: list[float], steps: int, judge: Judge
 ) -> LearningRateChoice:
     if len(rates) < 2:
         raise UserError(
@@ -198,11 +217,13 @@ def _race(
     if total < 2 * steps:
         steps = int(total)
     batches = gather(trainer, steps * trainer.accumulate_grad_batches)
+    if judge.monitor is not None and not batches.validation:
+        raise UserError(f"find_lr: monitor={judge.monitor!r} has no effect, since there is no validation.")
     weights = len(rates) * sum(p.nbytes for p in module.parameters())
 
     def enter(rate: float) -> _Runner | _Replayed:
         def start() -> _Runner:
-            return _Runner(trainer, module, batches, rate)
+            return _Runner(trainer, module, batches, rate, judge)
 
         return start() if weights <= _KEPT_BYTES else _Replayed(start)
 
@@ -215,7 +236,7 @@ def _race(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
             " the data and the initialisation."
         )
-    judged_by = "validation loss" if batches.validation else "loss on training batches kept apart"
+    judged_by = judge.told if batches.validation else "loss on training batches kept apart"
     return LearningRateChoice(
         lr=best.rate,
         method="race",

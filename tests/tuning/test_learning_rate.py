@@ -18,7 +18,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -226,6 +226,40 @@ def test_a_module_that_calls_its_logger_finds_one_that_drops_it(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+class Several(Foreign):
+    """Logs a part of its loss first, which is lowest where nothing is learned."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.log("val_shift_loss", sum(p.square().sum() for p in self.net.parameters()))
+        self.log("val_loss", self.loss(batch))
+
+
+def test_of_several_losses_the_validation_loss_judges_or_what_is_monitored() -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    choice = find_lr(trainer(), Several(), **given)
+    assert (choice.judged_by, choice.lr) == ("validation loss", find_lr(trainer(), Foreign(), **given).lr)
+    checkpoint = ModelCheckpoint(monitor="val_shift_loss", dirpath="unused")
+    watched = find_lr(trainer(callbacks=[checkpoint], enable_checkpointing=True), Several(), **given)
+    assert watched.judged_by == "val_shift_loss"
+    assert watched.explanation.startswith(f"learning rate {watched.lr:g}: val_shift_loss ")
+    assert find_lr(trainer(), Several(), monitor="val_shift_loss", **given).laps == watched.laps
+    finder = LearningRateFinder(monitor="val_shift_loss")
+    trainer(max_epochs=8, limit_train_batches=12, callbacks=[finder]).fit(Several(), loader(), loader())
+    assert finder.choice.laps == watched.laps
+
+
+def test_a_monitor_is_checked_before_training() -> None:
+    stepped: list[int] = []
+
+    class Counts(Foreign):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ARG002
+            stepped.append(1)
+
+    with pytest.raises(UserError, match="monitor='val_los' is not what validation logs, which is val_loss"):
+        find_lr(trainer(), Counts(), train_dataloaders=loader(), val_dataloaders=loader(), monitor="val_los")
+    assert stepped == []
+
+
 # Hard cases.
 
 
@@ -328,6 +362,11 @@ def test_replayed_runners_give_the_same_race(epochs: int, monkeypatch: pytest.Mo
         ({"min_lr": 0.0}, "0 < min_lr < max_lr"),
         ({"steps": 0}, "lr_finder.steps=0: must be at least 1"),
         ({"min_lr": 0.04, "max_lr": 0.09}, "needs two rates"),
+        ({"monitor": "val_loss"}, "monitor='val_loss' has no effect, since there is no validation"),
+        (
+            {"monitor": "val_loss", "method": "valley"},
+            "monitor='val_loss' has no effect, since method=valley",
+        ),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
