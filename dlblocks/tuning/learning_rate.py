@@ -275,7 +275,8 @@ def _range_test(
     accumulate = trainer.accumulate_grad_batches
     train = gather(trainer, _RANGE_STEPS * accumulate).of_training
     # A small set gives few different batches, and one curve of them is noisy.
-    count = min(_RANGE_RUNS, max(1, round(_RANGE_RUNS * _RANGE_STEPS * accumulate / (3 * len(train)))))
+    different = min(len(train), trainer.num_training_batches)
+    count = min(_RANGE_RUNS, max(1, round(_RANGE_STEPS * accumulate / different)))
     before, runs = _losses_before(trainer, module, train), []
     with progress(WHAT, count * _RANGE_STEPS) as passed:
         for run in range(count):
@@ -288,6 +289,8 @@ def _range_test(
                 losses.append(_step(trial, [train[index] for index in chosen]) - easier)
                 passed(1)
                 if range_test.diverged(losses):
+                    # So high a loss says nothing of lower rates, over which it would be smoothed.
+                    losses.pop()
                     break
             runs.append(losses)
     curve = range_test.mean_curve(rates, runs)

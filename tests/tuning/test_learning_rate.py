@@ -390,6 +390,30 @@ def test_less_than_four_times_apart_over_seeds() -> None:
     assert max(rates) / min(rates) < 4
 
 
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize(("instances", "runs"), [(96, 3), (400, 2), (900, 1)])
+def test_a_range_test_is_repeated_where_the_data_is_small(instances: int, runs: int, validates: bool) -> None:
+    given = {"train_dataloaders": loader(instances), "val_dataloaders": loader() if validates else None}
+    choice = find_lr(trainer(), Foreign(), method="valley", **given)
+    assert f"valley of a range test of {runs} x " in choice.explanation
+
+
+def test_a_loss_that_ends_the_range_test_is_not_in_its_curve() -> None:
+    class Explodes(Foreign):
+        """Its loss is a million from the first step on whose rate is above 0.001."""
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.exploded = optimizer.param_groups[0]["lr"] > 1e-3
+
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss(batch) + 1e6 * getattr(self, "exploded", False)
+
+    choice = find_lr(trainer(), Explodes(), train_dataloaders=loader(), method="steepest")
+    assert choice.curve is not None
+    assert 0.9e-3 < choice.curve.rates[-1] < 1.2e-3
+    assert max(choice.curve.smooth) < 5
+
+
 # The callback.
 
 
