@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 from rich.progress import Progress
@@ -77,6 +79,14 @@ class Finder(Callback):
             if self.folder is not None:
                 self.choice.save(self.folder)
 
+    def on_exception(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        exception: BaseException,
+    ) -> None:
+        self.interrupted |= isinstance(exception, KeyboardInterrupt)
+
     def callbacks_of(self, trainer: pl.Trainer) -> list[Callback]:
         """The callbacks that are to take part in the training."""
         return [*self.others, *trainer.callbacks]  # type: ignore[attr-defined]
@@ -109,7 +119,11 @@ def find(
             "trainer.strategy: processes that are spawned end with what they found; give the Trainer the finder"
             " as a callback, or use strategy=ddp."
         )
-    # Lightning ends the process at Ctrl-C; so the finder keeps it, and lets `fit` end by itself.
+    if trainer.state.status == TrainerStatus.RUNNING:
+        raise UserError(
+            f"{type(finder).__name__}: this Trainer is in the middle of a run; give it the finder as a callback:"
+            f" Trainer(callbacks=[{type(finder).__name__}()])."
+        )
     # What is set up before this finder's turn, such as a schedule that counts batches, may draw from these.
     generators = unmoved_generators([*generators_of(module), *generators_of(datamodule)])
     loaders = unmoved(train_dataloaders, val_dataloaders)
@@ -118,7 +132,8 @@ def find(
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
         trainer.loggers = silent(trainer.loggers)
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
-        trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
+        with _interruptible(finder):
+            trainer.fit(module, datamodule=datamodule, **{k: v for k, v in given.items() if v is not None})
     if finder.interrupted:
         raise KeyboardInterrupt
     return finder.choice
@@ -144,6 +159,18 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def _interruptible(finder: Finder) -> Iterator[None]:
+    """At Ctrl-C outside the search Lightning ends the process, and takes no second one; here it goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not finder.interrupted:
+            raise
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
