@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.judge import Judge
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
-from dlblocks.tuning.rates import base_rates, scale_rates
+from dlblocks.tuning.rates import replace_rates
 from dlblocks.tuning.trial import Trial
 
 Method = Literal["race", "valley", "steepest", "minimum"]
@@ -125,11 +126,12 @@ class LearningRateFinder(Finder):
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
         optimizer = trainer.optimizers[0]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        before = base_rates(optimizer)[0]
-        scale_rates(optimizer, schedulers, choice.lr / before if before else 1.0)
+        replace_rates(optimizer, schedulers, choice.lr)
         for name in ("lr", "learning_rate"):
+            # A property without a setter reads the rate from where it is.
             if hasattr(module, name):
-                setattr(module, name, choice.lr)
+                with suppress(AttributeError):
+                    setattr(module, name, choice.lr)
             if name in module.hparams:
                 module.hparams[name] = choice.lr
 

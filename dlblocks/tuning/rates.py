@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,19 +45,33 @@ def scale_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor: float) 
 
     The floor of `ReduceLROnPlateau` is a rate of its own and stays.
     """
+    _change(optimizer, schedulers, lambda value: value * factor)
+
+
+def replace_rates(optimizer: Optimizer, schedulers: Iterable[Any], rate: float) -> None:
+    """Give an optimizer, which may have been built with lr=0, and its schedulers another rate: the others in
+    proportion to the first group's, or all the same where that is 0, as `set_rates` does."""
+    before = base_rates(optimizer)[0]
+    if before:
+        scale_rates(optimizer, schedulers, rate / before)
+    else:
+        _change(optimizer, schedulers, lambda value: value * 0 + rate)
+
+
+def _change(optimizer: Optimizer, schedulers: Iterable[Any], change: Callable[[Any], Any]) -> None:
     for group in optimizer.param_groups:
         for key in _OF_GROUPS:
             if key in group:
-                group[key] = group[key] * factor
+                group[key] = change(group[key])
     for scheduler in schedulers:
-        _scale(scheduler, factor)
+        _change_scheduler(scheduler, change)
 
 
-def _scale(scheduler: Any, factor: float) -> None:
+def _change_scheduler(scheduler: Any, change: Callable[[Any], Any]) -> None:
     for inner in getattr(scheduler, "_schedulers", ()):
-        _scale(inner, factor)
+        _change_scheduler(inner, change)
     if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
         return
     for name in _OF_SCHEDULERS:
         if isinstance(values := getattr(scheduler, name, None), list):
-            setattr(scheduler, name, [value * factor for value in values])
+            setattr(scheduler, name, [change(value) for value in values])

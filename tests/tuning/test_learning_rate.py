@@ -177,6 +177,42 @@ def test_everything_is_as_it_was(method: Any, ending: BaseException | None, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+class InterruptedEarly(Foreign):
+    def configure_optimizers(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class InterruptedData(L.LightningDataModule):
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        raise KeyboardInterrupt
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+
+@pytest.mark.parametrize(
+    ("module", "data"),
+    [(InterruptedEarly(), None), (Foreign(), InterruptedData())],
+    ids=["optimizer", "data"],
+)
+def test_ctrl_c_before_the_search_leaves_everything_as_it_was(module: Foreign, data: Any) -> None:
+    train, fitted = loader(), trainer(callbacks=[Callback()])
+    before = State(fitted, module, train)
+    with pytest.raises(KeyboardInterrupt):
+        find_lr(fitted, module, data, train_dataloaders=None if data else train)
+    assert before == State(fitted, module, train)
+
+
+class FindsInside(Callback):
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        find_lr(trainer, pl_module, train_dataloaders=loader())
+
+
+def test_in_the_middle_of_a_run_only_the_callback_finds() -> None:
+    with pytest.raises(UserError, match=r"in the middle of a run.*callbacks=\[LearningRateFinder\(\)\]"):
+        trainer(callbacks=[FindsInside()]).fit(Foreign(), loader(), loader())
+
+
 def test_the_run_after_it_is_bit_identical() -> None:
     trained = []
     for finds in (False, True):
@@ -459,6 +495,32 @@ def test_the_callback_trains_with_the_rate_and_keeps_ratios(schedule: str, tmp_p
     if schedule != "one_cycle":
         assert firsts == pytest.approx([finder.choice.lr] * len(firsts))
     assert (tmp_path / "lr_finder.png").exists()
+
+
+class ReadOnly(Foreign):
+    @property
+    def learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_property_that_reads_the_rate_is_left_alone() -> None:
+    finder, module = LearningRateFinder(), ReadOnly()
+    trainer(max_epochs=1, callbacks=[finder]).fit(module, loader(), loader())
+    assert module.learning_rate == finder.choice.lr
+
+
+class FromZero(Foreign):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 6 else 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def test_an_optimizer_built_with_a_rate_of_zero_gets_the_rate() -> None:
+    finder, rates = LearningRateFinder(), Rates()
+    trainer(max_epochs=1, callbacks=[finder, rates]).fit(FromZero(), loader(), loader())
+    rate = finder.choice.lr
+    assert [seen for (seen,) in rates.seen] == pytest.approx([rate] * 6 + [rate / 2] * 6)
 
 
 def test_the_callback_leaves_a_resumed_run_its_rate(tmp_path: Path) -> None:
