@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +19,11 @@ from dlblocks.tuning.batches import Batches, gather
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.judge import Judge
+from dlblocks.tuning.memory import is_out_of_memory
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import replace_rates
-from dlblocks.tuning.trial import Trial
+from dlblocks.tuning.trial import NoLossError, Trial
 
 Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
@@ -136,37 +139,87 @@ class LearningRateFinder(Finder):
                 module.hparams[name] = choice.lr
 
 
-def _step(trial: Trial, batches: list[Any]) -> float:
-    """The loss before a step; NaN also where the module itself refuses a loss that is not finite."""
-    try:
-        return trial.step(batches)
-    except (NonFiniteLossError, FloatingPointError):
-        return math.nan
+# What modules, distributions and linear algebra raise at values that are not finite or too large; and a step whose loss
+# is left out for that.
+_FAILURES = (ArithmeticError, AssertionError, RuntimeError, ValueError, NoLossError)
+# So much lower than the lowest rate is one at which nothing diverges.
+_STILL = 1e-3
+
+
+class _Control:
+    """The same steps at a rate at which nothing diverges, taken only if others fail: where this fails as well, no rate
+    is to blame but the module or its data.
+
+    Args:
+        start: makes the trial.
+        step: takes its next step.
+    """
+
+    def __init__(self, start: Callable[[], Trial], step: Callable[[Trial], float]) -> None:
+        self._start, self._step = start, step
+        self._trial: Trial | None = None
+        self.failure: Exception | None = None
+
+    def loss(self, of: Callable[[Trial], float], trial: Trial) -> float:
+        """A loss of a trial; NaN also where it fails and the control does not.
+
+        Raises:
+            Exception: that of the trial, if the control fails as well.
+        """
+        steps = trial.steps
+        try:
+            return of(trial)
+        except Exception as error:
+            if not isinstance(error, NonFiniteLossError) and not self._blames_rate(error, of, steps):
+                raise
+            self.failure = error
+            return math.nan
+
+    def _blames_rate(self, error: Exception, of: Callable[[Trial], float], steps: int) -> bool:
+        if not isinstance(error, _FAILURES) or is_out_of_memory(error):
+            return False
+        trial = self._trial = self._trial or self._start()
+        # Of several processes, one that fails alone leaves the others waiting.
+        if trial.trainer.world_size > 1:
+            return False
+        try:
+            while trial.steps < steps:
+                self._step(trial)
+            of(trial)
+        except _FAILURES:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What all rates of a race have in common."""
+
+    batches: Batches
+    accumulate: int
+    judge: Judge
+
+    def step(self, trial: Trial) -> float:
+        train, first = self.batches.train, trial.steps * self.accumulate
+        return trial.step([train[(first + i) % len(train)] for i in range(self.accumulate)])
+
+    def score(self, trial: Trial) -> float:
+        judged = self.batches.judged
+        if self.batches.validation and (loss := trial.validate(judged, self.judge)) is not None:
+            return loss
+        return trial.training_loss(judged)
 
 
 class _Runner:
     """A trial of one rate in a race."""
 
-    def __init__(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        batches: Batches,
-        rate: float,
-        judge: Judge,
-    ) -> None:
-        self._trial = Trial(trainer, module, rate)
-        self._batches = batches
-        self._judge = judge
-        self._accumulate = trainer.accumulate_grad_batches
+    def __init__(self, trial: Trial, course: _Course, control: _Control) -> None:
+        self._trial, self._course, self._control = trial, course, control
         self._losses: list[float] = []
 
     def run_to(self, step: int) -> None:
-        train = self._batches.train
         while self._finite and self._trial.steps < step:
-            first = self._trial.steps * self._accumulate
-            chunk = [train[(first + i) % len(train)] for i in range(self._accumulate)]
-            self._losses.append(_step(self._trial, chunk))
+            self._losses.append(self._control.loss(self._course.step, self._trial))
 
     @property
     def _finite(self) -> bool:
@@ -176,12 +229,7 @@ class _Runner:
         return self._losses
 
     def score(self) -> float:
-        if not self._finite:
-            return math.nan
-        judged = self._batches.judged
-        if self._batches.validation and (loss := self._trial.validate(judged, self._judge)) is not None:
-            return loss
-        return self._trial.training_loss(judged)
+        return self._control.loss(self._course.score, self._trial) if self._finite else math.nan
 
 
 class _Replayed:
@@ -223,9 +271,12 @@ def _race(
         raise UserError(f"find_lr: monitor={judge.monitor!r} has no effect, since there is no validation.")
     weights = len(rates) * sum(p.nbytes for p in module.parameters())
 
+    course = _Course(batches, trainer.accumulate_grad_batches, judge)
+    control = _Control(lambda: Trial(trainer, module, _STILL * rates[0]), course.step)
+
     def enter(rate: float) -> _Runner | _Replayed:
         def start() -> _Runner:
-            return _Runner(trainer, module, batches, rate, judge)
+            return _Runner(Trial(trainer, module, rate), course, control)
 
         return start() if weights <= _KEPT_BYTES else _Replayed(start)
 
@@ -236,7 +287,7 @@ def _race(
     if best is None:
         raise UserError(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
-            " the data and the initialisation."
+            f" the data and the initialisation.{_told(control.failure)}"
         )
     judged_by = judge.told if batches.validation else "loss on training batches kept apart"
     return LearningRateChoice(
@@ -246,6 +297,12 @@ def _race(
         judged_by=judged_by,
         laps=tuple(laps),
     )
+
+
+def _told(failure: Exception | None) -> str:
+    if failure is None:
+        return ""
+    return f" At the last it failed: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
 
 def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float], unseen: float) -> str:
@@ -282,19 +339,9 @@ def _range_test(
     before, runs = _losses_before(trainer, module, train), []
     with progress(WHAT, count * _RANGE_STEPS) as passed:
         for run in range(count):
-            trial, losses = Trial(trainer, module, seed=run), list[float]()
-            for i, rate in enumerate(rates):
-                trial.set_rate(rate)
-                first = (i + run * len(train) // count) * accumulate
-                chosen = [(first + j) % len(train) for j in range(accumulate)]
-                easier = sum(before[index] for index in chosen) / accumulate - sum(before) / len(before)
-                losses.append(_step(trial, [train[index] for index in chosen]) - easier)
-                passed(1)
-                if range_test.diverged(losses):
-                    # So high a loss says nothing of lower rates, over which it would be smoothed.
-                    losses.pop()
-                    break
-            runs.append(losses)
+            start = partial(Trial, trainer, module, seed=run)
+            first = run * len(train) // count * accumulate
+            runs.append(_range_run(start, rates, train, first, accumulate, before, passed))
     curve = range_test.mean_curve(rates, runs)
     if len(curve.rates) < 2:
         raise UserError(f"optimizer.lr=auto: the loss is not finite from the first rate, {low:g}, on.")
@@ -309,6 +356,43 @@ def _range_test(
         curve=curve,
         suggestions=suggestions,
     )
+
+
+def _range_run(
+    start: Callable[..., Trial],
+    rates: list[float],
+    train: list[Any],
+    first: int,
+    accumulate: int,
+    before: list[float],
+    passed: Callable[[int], None],
+) -> list[float]:
+    """The losses at rising rates, up to one that diverged.
+
+    Args:
+        start: makes a trial of a rate.
+        rates: one for each step.
+        train: the batches, each step taking the next `accumulate` of them, from number `first` on.
+        before: the untrained net's loss on each batch.
+        passed: told that a step has been taken.
+    """
+
+    def chosen(step: int) -> list[int]:
+        return [(first + step * accumulate + j) % len(train) for j in range(accumulate)]
+
+    def take(trial: Trial) -> float:
+        return trial.step([train[index] for index in chosen(trial.steps)])
+
+    trial, control, losses = start(), _Control(lambda: start(_STILL * rates[0]), take), list[float]()
+    for step, rate in enumerate(rates):
+        trial.set_rate(rate)
+        easier = sum(before[index] for index in chosen(step)) / accumulate - sum(before) / len(before)
+        losses.append(control.loss(take, trial) - easier)
+        passed(1)
+        if range_test.diverged(losses):
+            # So high a loss says nothing of lower rates, over which it would be smoothed.
+            return losses[:-1]
+    return losses
 
 
 def _losses_before(trainer: pl.Trainer, module: pl.LightningModule, train: list[Any]) -> list[float]:

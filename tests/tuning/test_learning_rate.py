@@ -319,11 +319,92 @@ class AllNaN(Foreign):
         return super().loss(batch) * math.nan
 
 
+class Refuses(OneNaN):
+    """Raises at a loss that is not finite, in training and in validation."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        loss = super().loss(batch)
+        if not loss.isfinite():
+            raise ValueError("NaN loss")
+        return loss
+
+
+class Asserts(OneNaN):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        assert loss.isfinite()
+        return loss
+
+
+class Skips(OneNaN):
+    """Leaves a batch out whose loss is not finite, as Lightning allows."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss if loss.isfinite() else None
+
+
+class Scales(Foreign):
+    """A scale that is 0 or infinite for large weights, of which a distribution raises a ValueError."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, _ = batch
+        location, scale, _ = self.net(x).T
+        return -torch.distributions.Normal(location, scale.exp()).log_prob(x[:, 0]).mean()
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [Negative, OneNaN])
+@pytest.mark.parametrize("kind", [Negative, OneNaN, Refuses, Asserts, Skips, Scales])
 def test_losses_of_any_sign_and_with_nan(kind: type[Foreign], method: Any) -> None:
     given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
     assert 1e-5 < find_lr(trainer(), kind(), method=method, **given).lr <= 1
+
+
+def test_what_raises_at_too_high_a_rate_is_judged_as_what_is_nan_there() -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    nan, *others = (find_lr(trainer(), kind(), **given).laps for kind in (OneNaN, Refuses, Asserts, Skips))
+    for laps in others:
+        assert [str(lap) for lap in laps] == [str(lap) for lap in nan]
+
+
+class Mistaken(Foreign):
+    """Fails at one batch, whatever the rate."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 7:
+            raise ValueError("a label that is none")
+        return super().training_step(batch, batch_idx)
+
+
+class MistakenInValidation(Foreign):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        raise RuntimeError("shapes do not match")
+
+
+class OutOfMemory(OneNaN):
+    def loss(self, batch: Any) -> torch.Tensor:
+        if not super().loss(batch).isfinite():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Mistaken, "a label that is none"),
+        (MistakenInValidation, "shapes do not match"),
+        (OutOfMemory, "can't allocate memory"),
+    ],
+)
+def test_a_mistake_is_not_taken_for_a_rate_that_is_too_high(kind: type[Foreign], message: str) -> None:
+    for method in METHODS if kind is Mistaken else METHODS[:1]:
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            find_lr(trainer(), kind(), train_dataloaders=loader(), val_dataloaders=loader(), method=method)
+
+
+def test_where_every_rate_fails_the_failure_is_told() -> None:
+    with pytest.raises(UserError, match=r"not finite at any rate from 100 to 1000\. .*ValueError: NaN loss"):
+        find_lr(trainer(), Refuses(), train_dataloaders=loader(), min_lr=100.0, max_lr=1000.0)
 
 
 def test_a_negative_loss_gives_the_same_race_as_the_loss_itself() -> None:
