@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,12 @@ class Batches:
 
 @contextmanager
 def open_loaders(trainer: pl.Trainer) -> Iterator[None]:
-    """Set the Trainer's loaders up for a while; afterwards they serve what they would have served."""
+    """Use the Trainer's loaders for a while; afterwards they serve what they would have served."""
     loops = _loops(trainer)
     before = [loop._combined_loader for loop in loops]
-    with unmoved(*(loop._data_source.dataloader() for loop in loops)):
+    sources = [loop._data_source for loop in loops]
+    with same_order(*(source.instance for source in sources), *(source.dataloader() for source in sources)):
         try:
-            for loop in loops:
-                loop.setup_data()
             yield
         finally:
             for loop, loader in zip(loops, before, strict=True):
@@ -72,6 +71,8 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
     Raises:
         UserError: the training loader has no batch.
     """
+    for loop in _loops(trainer):
+        loop.setup_data()
     judged = _validation(trainer)
     train, per_epoch = _training(trainer, steps)
     if not train:
@@ -113,17 +114,6 @@ def _validation(trainer: pl.Trainer) -> list[Any]:
     loaders = trainer.val_dataloaders
     first = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
     return [_ready(trainer, batch) for batch, _ in zip(_served(first), range(int(most)), strict=False)]
-
-
-@contextmanager
-def unmoved(*loaders: Any) -> Iterator[None]:
-    """Every loader in some structures of them serves afterwards what it would have served."""
-    with ExitStack() as stack:
-        for structure in loaders:
-            iterables = structure.iterables if isinstance(structure, CombinedLoader) else structure
-            for loader in tree_leaves(iterables):
-                stack.enter_context(same_order(loader))
-        yield
 
 
 def _served(loaders: Any) -> Iterator[Any]:

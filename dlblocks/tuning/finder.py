@@ -19,8 +19,8 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from dlblocks.errors import UserError
-from dlblocks.tuning.batches import open_loaders, unmoved
-from dlblocks.tuning.restore import generators_of, unmoved_generators, untouched
+from dlblocks.tuning.batches import open_loaders
+from dlblocks.tuning.restore import same_order, same_values, untouched
 from dlblocks.tuning.trial import silent
 
 
@@ -125,9 +125,8 @@ def find(
             f" Trainer(callbacks=[{type(finder).__name__}()])."
         )
     # What is set up before this finder's turn, such as a schedule that counts batches, may draw from these.
-    generators = unmoved_generators([*generators_of(module), *generators_of(datamodule)])
-    loaders = unmoved(train_dataloaders, val_dataloaders)
-    with untouched(trainer, module), _detached(module, datamodule), generators, loaders:
+    order = same_order(module, datamodule, train_dataloaders, val_dataloaders)
+    with untouched(trainer, module), _detached(module, datamodule), same_values(module), order:
         finder.others = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [finder]  # type: ignore[attr-defined]
         trainer.loggers = silent(trainer.loggers)

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.fabric.utilities.device_dtype_mixin import _DeviceDtypeModuleMixin
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset, Sampler
 
 from dlblocks.probing import random_states
 
 # What trials replace in a Trainer and its strategy.
 _TRAINER = ("callbacks", "loggers", "limit_train_batches", "limit_val_batches", "should_stop", "state")
 _STRATEGY = ("_lightning_module", "optimizers", "lr_scheduler_configs")
+
+# Of what loaders lead to: what holds no generator of theirs, and how far to look.
+_LEFT_OUT = (
+    pl.Trainer,
+    ModuleType,
+    type,
+    torch.Tensor,
+    np.ndarray,
+    str,
+    bytes,
+    int,
+    float,
+    random.SystemRandom,
+)
+_MOST_HELD, _MOST_ITEMS = 10_000, 1000
 
 
 @contextmanager
@@ -45,52 +66,117 @@ def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]
 
 
 @contextmanager
-def same_order(loader: Any) -> Iterator[None]:
-    """Iterate over a loader, which afterwards serves the batches that it would have served.
+def same_order(*roots: Any) -> Iterator[None]:
+    """Iterate over loaders, which afterwards serve the batches that they would have served.
 
-    Put back: the state of a loader that has one (`state_dict`), and the generators of a `DataLoader` and
-    its samplers.
+    Put back, of all that the attributes of some loaders, data modules or modules lead to: random generators (of torch,
+    NumPy and Python), the place of what has one (`state_dict`), and the plain numbers of a sampler, which may count its
+    epochs. Not put back: generators in global variables, and places that nothing tells, such as an open file's.
     """
-    place = loader.state_dict() if _stateful(loader) else None
-    try:
-        with unmoved_generators([generator for generator in _generators(loader) if generator is not None]):
-            yield
-    finally:
-        if place is not None:
-            loader.load_state_dict(place)
-
-
-def generators_of(owner: Any) -> list[torch.Generator]:
-    """The generators that a module or data module holds, by itself or in loaders that it keeps."""
-    values = vars(owner).values() if owner is not None else ()
-    held = [value for value in values if isinstance(value, torch.Generator)]
-    of_loaders = [generator for value in values for generator in _generators(value)]
-    return [*held, *(generator for generator in of_loaders if generator is not None)]
-
-
-@contextmanager
-def unmoved_generators(generators: list[torch.Generator]) -> Iterator[None]:
-    """Put the states of some generators back."""
-    states = [generator.get_state() for generator in generators]
-    try:
+    held = list(_held(roots))
+    with ExitStack() as stack:
+        for one in held:
+            if (state := _state(one)) is not None:
+                stack.callback(_set_state, one, state)
         yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
-def _stateful(loader: Any) -> bool:
-    return callable(getattr(loader, "state_dict", None)) and callable(
-        getattr(loader, "load_state_dict", None)
+def _held(roots: Iterable[Any]) -> Iterator[Any]:
+    """What attributes lead to, the nearest first; collate functions and transforms may hold generators too."""
+    waiting, seen = deque(roots), set[int]()
+    while waiting and len(seen) < _MOST_HELD:
+        one = waiting.popleft()
+        if id(one) in seen or isinstance(one, _LEFT_OUT):
+            continue
+        seen.add(id(one))
+        yield one
+        waiting.extend(_parts(one))
+
+
+def _parts(one: Any) -> Iterable[Any]:
+    if isinstance(one, dict):
+        return one.values() if len(one) <= _MOST_ITEMS else ()
+    if isinstance(one, (list, tuple, set)):
+        return one if len(one) <= _MOST_ITEMS else ()
+    if isinstance(one, partial):
+        return (one.func, *one.args, *one.keywords.values())
+    if isinstance(one, (MethodType, BuiltinMethodType)):
+        return (one.__self__,)
+    if isinstance(one, FunctionType):
+        return one.__closure__ or ()
+    if isinstance(one, CellType):
+        with suppress(ValueError):  # empty
+            return (one.cell_contents,)
+    return getattr(one, "__dict__", {}).values()
+
+
+def _state(one: Any) -> Any:
+    """What has to be put back; None for nothing."""
+    if isinstance(one, torch.Generator):
+        return one.get_state()
+    if isinstance(one, np.random.RandomState):
+        return one.get_state()
+    if isinstance(one, np.random.Generator):
+        return one.bit_generator.state
+    if isinstance(one, np.random.BitGenerator):
+        return one.state
+    if isinstance(one, random.Random):
+        return one.getstate()
+    if _stateful(one):
+        return copy.deepcopy(one.state_dict())
+    if isinstance(one, Sampler):
+        return {name: value for name, value in vars(one).items() if isinstance(value, (int, float))}
+    return None
+
+
+def _set_state(one: Any, state: Any) -> None:
+    if isinstance(one, (torch.Generator, np.random.RandomState)):
+        one.set_state(state)
+    elif isinstance(one, np.random.Generator):
+        one.bit_generator.state = state
+    elif isinstance(one, np.random.BitGenerator):
+        one.state = state
+    elif isinstance(one, random.Random):
+        one.setstate(state)
+    elif _stateful(one):
+        one.load_state_dict(state)
+    else:
+        vars(one).update(state)
+
+
+def _stateful(one: Any) -> bool:
+    """Whether it has a place to go back to, as loaders may; the state of modules and the like is another thing."""
+    return (
+        isinstance(one, (Iterable, Dataset))
+        and not isinstance(one, nn.Module)
+        and all(callable(getattr(one, name, None)) for name in ("state_dict", "load_state_dict"))
     )
 
 
-def _generators(loader: Any) -> list[torch.Generator | None]:
-    if not isinstance(loader, DataLoader):
-        return []
-    inner = getattr(loader.batch_sampler, "sampler", None)
-    holders = (loader, loader.sampler, loader.batch_sampler, inner)
-    return [getattr(holder, "generator", None) for holder in holders]
+@contextmanager
+def same_values(module: nn.Module) -> Iterator[None]:
+    """Let a Trainer with a `true` precision convert a module; afterwards dtypes and values are what they were.
+
+    Converting puts other tensors into the module's place and leaves these alone, so that no copy is needed.
+    """
+    parameters = [(p, p.data, None if p.grad is None else p.grad.data) for p in module.parameters()]
+    buffers = [(part, dict(part._buffers)) for part in module.modules()]
+    dtypes = [(part, part._dtype) for part in module.modules() if isinstance(part, _DeviceDtypeModuleMixin)]
+    try:
+        yield
+    finally:
+        for parameter, data, gradient in parameters:
+            if parameter.dtype != data.dtype:
+                parameter.grad = None
+                parameter.data = data
+                parameter.grad = gradient
+        for part, kept in buffers:
+            for name, buffer in kept.items():
+                now = part._buffers.get(name)
+                if buffer is not None and now is not None and now.dtype != buffer.dtype:
+                    part._buffers[name] = buffer
+        for mixed, dtype in dtypes:
+            mixed._dtype = dtype
 
 
 def detached_copy(module: pl.LightningModule, trainer: pl.Trainer) -> pl.LightningModule:
