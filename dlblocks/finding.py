@@ -41,6 +41,8 @@ def set_batch_size(
     recipe: Recipe, trainer: L.Trainer, module: LitModule, data: TableDataModule, result: Result
 ) -> None:
     """Find the size for `data.batch_size=auto`, show and keep it, and train with it."""
+    # Until then the smallest one, with which any limit of the Trainer leaves a batch, if one does.
+    data.batch_size = trainer.world_size
     choice = find_batch_size(
         trainer,
         module,

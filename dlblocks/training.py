@@ -16,7 +16,13 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
+from dlblocks.assembly import (
+    build_data,
+    build_module,
+    check_batch_norm,
+    check_effective,
+    logged_every_epoch,
+)
 from dlblocks.checkpoints import Checkpoint, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal
 from dlblocks.data.module import TableDataModule
@@ -128,6 +134,7 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
 
     with _timed(result, "data"):
         data = build_data(recipe)
+        check_effective(recipe, data)
     with _timed(result, "build"):
         module = build_module(recipe, data)
         if not recipe.batches["auto"]:

@@ -18,7 +18,7 @@ class Measured:
         samples_per_second: in training, of all processes; 0 if it did not fit.
         memory: the most bytes above those in use before, of the process with most; 0 where not known.
         fits: a training step and a validation step ran within the memory.
-        updates_per_epoch: batches of this size in the training set.
+        updates_per_epoch: batches of this size in an epoch; None where the training set has no length.
         class_deviation: see `tuning.advice`; None without classes.
     """
 
@@ -26,7 +26,7 @@ class Measured:
     samples_per_second: float
     memory: int
     fits: bool
-    updates_per_epoch: int
+    updates_per_epoch: int | None
     class_deviation: float | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from dlblocks.data.module import TableDataModule
@@ -19,9 +20,9 @@ from dlblocks.errors import UserError
 from dlblocks.tuning import memory
 from dlblocks.tuning.advice import class_deviation, noise_scale
 from dlblocks.tuning.batch_choice import BatchSizeChoice, Measured
-from dlblocks.tuning.batches import gather, reload
+from dlblocks.tuning.batches import first_batches, reload
 from dlblocks.tuning.finder import Finder, find, progress
-from dlblocks.tuning.sizes import Resizer, count
+from dlblocks.tuning.sizes import Resizer, batch_sizes, contents, effective_above, guessed_count, instances
 from dlblocks.tuning.trial import Trial
 
 # The smallest size with this share of the best samples per second is at the knee of the curve.
@@ -34,6 +35,9 @@ MARGIN = 0.8
 _STEPS, _SECONDS, _MOST_STEPS = 5, 0.03, 60
 # Batches whose gradients tell the noise scale.
 _GRADIENTS = 8
+# Steps are timed at this rate: so low that no optimizer leaves the finite, and high enough for LBFGS, which stops at
+# steps of 1e-9, to look as often at a batch as in training.
+_RATE = 1e-4
 
 
 def find_batch_size(
@@ -109,6 +113,8 @@ class BatchSizeFinder(Finder):
         for name, value in (("max_size", max_size), ("effective", effective), ("sizes", min(sizes or [1]))):
             if value is not None and value < 1:
                 raise UserError(f"find_batch_size: {name}={value} must be at least 1.")
+        if sizes is not None and not sizes:
+            raise UserError("find_batch_size: sizes=[] must hold a size at least; None tries powers of two.")
         self.attribute = attribute
         self.sizes, self.max_size, self.effective = sizes, max_size, effective
         self.class_counts = class_counts
@@ -128,14 +134,16 @@ class BatchSizeFinder(Finder):
         trainer.strategy.setup_optimizers(trainer)
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer) -> BatchSizeChoice:
-        measured = self._measure(trainer, module, resizer)
+        measured, ended = self._measure(trainer, module, resizer)
         fitting = [one for one in measured if one.fits]
         if not fitting:
             tried = ", ".join(str(one.size) for one in measured)
             raise UserError(f"data.batch_size=auto: no size fits into the memory (tried: {tried}).")
         best = max(fitting, key=lambda one: one.samples_per_second)
         knee = next(one for one in fitting if one.samples_per_second >= KNEE * best.samples_per_second)
-        enough = [one for one in fitting if one.updates_per_epoch >= UPDATES] or fitting[:1]
+        enough = [
+            one for one in fitting if one.updates_per_epoch is None or one.updates_per_epoch >= UPDATES
+        ] or fitting[:1]
         # With accumulation, the updates do not depend on the size.
         chosen = knee if self.effective is not None or knee in enough else enough[-1]
         accumulate = trainer.accumulate_grad_batches
@@ -145,35 +153,64 @@ class BatchSizeFinder(Finder):
         return BatchSizeChoice(
             size=chosen.size,
             accumulate=accumulate,
-            explanation=_explanation(chosen, best, knee, scale, accumulate),
+            explanation=_explanation(chosen, best, knee, scale, accumulate, ended),
             measured=tuple(measured),
             noise_scale=scale,
         )
 
-    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer) -> list[Measured]:
+    def _measure(
+        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer
+    ) -> tuple[list[Measured], str | None]:
+        """What the sizes do, and why the first one after them is not legal, if that ended the search.
+
+        Raises:
+            UserError: there is no legal size.
+        """
         device = trainer.strategy.root_device
         # What the process holds now counts as its own; the C library keeps memory that was given back.
         room = _Room(memory.in_use(device), memory.available(device))
         measured: list[Measured] = []
+        illegal: str | None = None
+
+        def tried(size: int) -> Measured | None:
+            nonlocal illegal
+            try:
+                one = self._run(trainer, module, resizer, size, room)
+            except _IllegalSizeError as error:
+                illegal = f"{size} is not legal: {error}"
+                return None
+            illegal = None
+            return one
+
         sizes = [size for size in self._candidates(trainer) if self.allowed(size)]
         with progress("finding the batch size", len(sizes)) as passed:
             for size in sizes:
                 if not _may_fit(measured, size, room.free) or _is_past(measured):
                     break
-                one = self._run(trainer, module, resizer, size, room)
+                one = tried(size)
                 passed(1)
-                if one is None:
+                if one is not None:
+                    measured.append(one)
+                if (one is None and (measured or illegal is None)) or (one is not None and not one.fits):
                     break
-                measured.append(one)
-                if not one.fits:
-                    break
-        if self.sizes is None and measured and not measured[0].fits and measured[0].size > 1:
-            single = self._run(trainer, module, resizer, 1, room)
+        least = _least_size(trainer)
+        given = self.sizes is not None or self.effective is not None
+        if not given and least not in sizes and self.allowed(least) and not any(m.fits for m in measured):
+            single = tried(least)
             measured = [single, *measured] if single is not None else measured
-        return measured
+        if not measured:
+            raise UserError(
+                "data.batch_size=auto: there is no size to try"
+                + (
+                    f": {illegal}."
+                    if illegal
+                    else ", given the instances of the training set and the limits set."
+                )
+            )
+        return measured, illegal
 
     def _candidates(self, trainer: pl.Trainer) -> list[int]:
-        source, world = trainer.fit_loop._data_source.instance, trainer.world_size
+        source, least = trainer.fit_loop._data_source.instance, _least_size(trainer)
         most = min(
             self.max_size or math.inf, source.n_train if isinstance(source, TableDataModule) else math.inf
         )
@@ -185,12 +222,10 @@ class BatchSizeFinder(Finder):
                     f"data.effective_batch_size={self.effective}: {copies} processes can't share it evenly; take a"
                     f" multiple of {copies}."
                 )
-            least = world // copies  # each process needs an instance
             return [size for size in range(least, share + 1) if share % size == 0 and size <= most]
         if self.sizes is not None:
             return [size for size in sorted(self.sizes) if size <= most]
-        powers = [2**power for power in range(1, 31) if 2**power <= most]
-        return [power for power in powers if power >= world] or [1]
+        return [2**power for power in range(1, 31) if least <= 2**power <= most] or [least]
 
     def _run(
         self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int, room: _Room
@@ -199,13 +234,14 @@ class BatchSizeFinder(Finder):
         device = trainer.strategy.root_device
         memory.release(device)
         memory.start_peak(device)
-        fits, whole, seconds, updates = True, True, math.inf, 0
+        fits, whole, seconds, updates = True, True, math.inf, math.inf
         try:
             trials = self._batches(trainer, resizer, size)
             whole = trials is not None
             if trials is not None:
-                updates = int(trainer.num_training_batches)
-                seconds = _seconds_a_step(Trial(trainer, module, alone=True), *trials)
+                updates = trials.updates
+                trial = Trial(trainer, module, _RATE, alone=True)
+                seconds = _seconds_a_step(trial, trials.train, trials.judged)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -218,50 +254,91 @@ class BatchSizeFinder(Finder):
         if not whole:
             return None
         together = size * _copies(trainer)
+        updates = _least(trainer, float(updates))
         return Measured(
             size=size,
             samples_per_second=_least(trainer, together / seconds if fits else 0.0),
             memory=int(-_least(trainer, -float(taken))),
             fits=fits,
-            updates_per_epoch=int(_least(trainer, float(updates))),
+            updates_per_epoch=int(updates) if math.isfinite(updates) else None,
             class_deviation=class_deviation(self.class_counts, size) if self.class_counts else None,
         )
 
-    def _batches(
-        self, trainer: pl.Trainer, resizer: Resizer, size: int
-    ) -> tuple[list[Any], list[Any]] | None:
-        """Training batches of a size, and one to validate on; None if the training set has fewer instances.
+    def _batches(self, trainer: pl.Trainer, resizer: Resizer, size: int) -> _Batches | None:
+        """Batches of a size; None if the training set has fewer instances.
 
         Raises:
-            UserError: the loader has batches of another size.
+            UserError: setting the size has no effect, or an update would take more than an epoch.
         """
-        resizer.set(size)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Total length of")
-            reload(trainer)
-        if not trainer.num_training_batches:
+        loaders = _loaded(trainer, resizer, size)
+        known = instances(loaders)
+        if not trainer.num_training_batches or (known is not None and known < size):
             return None
-        batches = gather(trainer, _GRADIENTS)
-        got = max(map(count, batches.of_training))
-        expected = size * _copies(trainer) / trainer.world_size
-        if abs(got - expected) < 1:
-            whole = [batch for batch in batches.of_training if count(batch) == got]
-            return whole, batches.judged[:1] if batches.validation else []
-        if got < expected and trainer.num_training_batches == 1:
-            return None
-        raise UserError(
-            f"{self.attribute}={size}: has no effect, since the batches of the training loader have {got}"
-            " instances. Name the attribute that the loader reads: find_batch_size(..., attribute=...)."
-        )
+        self._check_effective(trainer, size, known)
+        train, judged = first_batches(trainer, _GRADIENTS if known is not None else UPDATES)
+        if not train:
+            raise UserError("the training set gives no batch.")
+        if size not in batch_sizes(loaders) and guessed_count(train[0]) != size:
+            self._check_effect(trainer, resizer, size, train[0])
+        updates = float(trainer.num_training_batches)
+        if known is not None:
+            return _Batches(train[: known // size], judged, updates)
+        # Of an epoch that may end anywhere, the last batch may be smaller.
+        if len(train) > 1:
+            return _Batches(
+                train[:-1], judged, updates if len(train) == UPDATES else min(updates, len(train))
+            )
+        return _Batches(train, judged, 1.0) if guessed_count(train[0]) == size else None
+
+    def _check_effective(self, trainer: pl.Trainer, size: int, known: int | None) -> None:
+        """The Trainer updates at the end of an epoch, with whatever it has then."""
+        if self.effective is None:
+            return
+        copies = _copies(trainer)
+        if known is not None and self.effective > known * copies:
+            raise effective_above(self.effective, known * copies)
+        needed = self.effective // (size * copies)
+        if trainer.num_training_batches < needed:
+            raise _IllegalSizeError(
+                f"an epoch has {trainer.num_training_batches} batches, and an update of {self.effective} instances"
+                f" takes {needed}"
+            )
+
+    def _check_effect(self, trainer: pl.Trainer, resizer: Resizer, size: int, batch: Any) -> None:
+        """Where the loader does not say the size, and the batch may have any shape: another size has other batches."""
+        found = contents(batch)
+        loaders = _loaded(trainer, resizer, size // 2 if size > 1 else 2)
+        other, _ = first_batches(trainer, 1)
+        if found is not None and other and contents(other[0]) == found:
+            said = batch_sizes(loaders)
+            raise UserError(
+                f"{self.attribute}={size}: has no effect, since the batches of the training loader"
+                f" {f'have {min(said)} instances' if said else 'stay the same'}. Name the attribute that the loader"
+                " reads: find_batch_size(..., attribute=...)."
+            )
+        _loaded(trainer, resizer, size)
 
     def _noise_scale(
         self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int
     ) -> float | None:
         trials = self._batches(trainer, resizer, size)
         assert trials is not None
-        batches = trials[0]
+        batches = trials.train
         small, large = Trial(trainer, module, alone=True).gradient_lengths(batches)
-        return noise_scale(small, large, count(batches[0]), len(batches))
+        return noise_scale(small, large, size * _copies(trainer) // trainer.world_size, len(batches))
+
+
+class _IllegalSizeError(Exception):
+    """The Trainer's limits leave no run with this size; says why."""
+
+
+class _Batches(NamedTuple):
+    """Training batches of one size, one to validate on (or none), and the batches of an epoch: infinitely many where
+    that is not known."""
+
+    train: list[Any]
+    judged: list[Any]
+    updates: float
 
 
 class _Room(NamedTuple):
@@ -277,14 +354,42 @@ def _copies(trainer: pl.Trainer) -> int:
     return 1 if together else trainer.world_size
 
 
+def _least_size(trainer: pl.Trainer) -> int:
+    """With which each process has an instance."""
+    return trainer.world_size // _copies(trainer)
+
+
+def _loaded(trainer: pl.Trainer, resizer: Resizer, size: int) -> list[Any]:
+    """The training loaders, with batches of a size.
+
+    Raises:
+        _IllegalSizeError: the Trainer's limits do not go with it.
+    """
+    resizer.set(size)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Total length of")
+            reload(trainer)
+    except (MisconfigurationException, ValueError) as error:
+        if not isinstance(error, MisconfigurationException) and "val_check_interval" not in str(error):
+            raise
+        raise _IllegalSizeError(str(error).strip().split(". ")[0]) from error
+    loaders = trainer.fit_loop._combined_loader
+    assert loaders is not None
+    return list(loaders.flattened)
+
+
 def _seconds_a_step(trial: Trial, train: Sequence[Any], judged: Sequence[Any]) -> float:
-    """The median time of a training step, after one that is not counted; and one validation step."""
+    """The median time of a training step, after one that is not counted; and one validation step. Steps are taken
+    near the weights of the module, which are finite whatever its rate would make of them."""
     trial.step(train[:1])
+    trial.stay()
     seconds: list[float] = []
     while len(seconds) < _STEPS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_STEPS):
         start = time.perf_counter()
         trial.step([train[len(seconds) % len(train)]])
         seconds.append(time.perf_counter() - start)
+        trial.stay()
     if judged and trial.validate(judged) is None:
         trial.training_loss(judged)
     return statistics.median(seconds)
@@ -317,7 +422,7 @@ def _least(trainer: pl.Trainer, value: float) -> float:
 
 
 def _explanation(
-    chosen: Measured, best: Measured, knee: Measured, scale: float | None, accumulate: int
+    chosen: Measured, best: Measured, knee: Measured, scale: float | None, accumulate: int, ended: str | None
 ) -> str:
     if chosen is knee:
         speed = f"{chosen.samples_per_second / best.samples_per_second:.0%} of the speed of {best.size}"
@@ -330,4 +435,6 @@ def _explanation(
         parts.append(f"class shares in a batch are {chosen.class_deviation:.0%} off on average")
     if scale is not None:
         parts.append(f"gradient noise scale {scale:.2g}")
+    if ended is not None:
+        parts.append(ended)
     return "; ".join(parts) + "."

@@ -73,7 +73,7 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
     """
     for loop in _loops(trainer):
         loop.setup_data()
-    judged = _validation(trainer)
+    judged = _validation(trainer, JUDGED)
     train, per_epoch = _training(trainer, steps)
     if not train:
         raise UserError("the training set gives no batch; with drop_last, its batch size is too large.")
@@ -83,6 +83,17 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
         return Batches(train, train, validation=False)
     apart = max(1, min(per_epoch, len(train)) // 5)
     return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
+
+
+def first_batches(trainer: pl.Trainer, most: int) -> tuple[list[Any], list[Any]]:
+    """The first training batches of an epoch, whatever the Trainer's limit, and one to validate on, if there is one;
+    inside `open_loaders`."""
+    train: list[Any] = []
+    for batch in _served(trainer.train_dataloader):
+        train.append(_ready(trainer, batch))
+        if len(train) >= most or sum(map(_bytes, train)) >= LIMIT:
+            break
+    return train, _validation(trainer, 1)
 
 
 def _loops(trainer: pl.Trainer) -> list[Any]:
@@ -107,13 +118,16 @@ def _training(trainer: pl.Trainer, steps: int) -> tuple[list[Any], int]:
     return batches, per_epoch
 
 
-def _validation(trainer: pl.Trainer) -> list[Any]:
+def _validation(trainer: pl.Trainer, most: int) -> list[Any]:
     if not trainer.enable_validation or not trainer.val_dataloaders:
         return []
-    most = min(JUDGED, *trainer.fit_loop.epoch_loop.val_loop.max_batches)
+    limits = trainer.fit_loop.epoch_loop.val_loop.max_batches
     loaders = trainer.val_dataloaders
     first = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-    return [_ready(trainer, batch) for batch, _ in zip(_served(first), range(int(most)), strict=False)]
+    return [
+        _ready(trainer, batch)
+        for batch, _ in zip(_served(first), range(int(min(most, *limits))), strict=False)
+    ]
 
 
 def _served(loaders: Any) -> Iterator[Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.data import extract_batch_size
-from torch.utils.data import BatchSampler, DataLoader
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from dlblocks.data.loader import TensorLoader
 from dlblocks.errors import UserError
 
 
@@ -70,7 +72,7 @@ def resized(loader: DataLoader[Any], size: int) -> DataLoader[Any]:
     return DataLoader(
         loader.dataset,
         batch_size=size,
-        sampler=loader.sampler,
+        sampler=None if isinstance(loader.dataset, IterableDataset) else loader.sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -81,12 +83,55 @@ def resized(loader: DataLoader[Any], size: int) -> DataLoader[Any]:
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
+        in_order=loader.in_order,
     )
 
 
-def count(batch: Any) -> int:
-    """Instances in a batch, whatever its structure."""
-    return int(extract_batch_size(batch))
+def batch_sizes(loaders: Sequence[Any]) -> set[int]:
+    """The sizes that loaders say their batches have; nothing of those that do not say."""
+    sizes = (
+        getattr(loader, "batch_size", None)
+        or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+        for loader in loaders
+    )
+    return {size for size in sizes if isinstance(size, int)}
+
+
+def instances(loaders: Sequence[Any]) -> int | None:
+    """Instances in an epoch of the loader with fewest: of all processes for a `TensorLoader`, as its batch size is,
+    else of this process. None where a loader does not say."""
+    counts = [_instances(loader) for loader in loaders]
+    known = [one for one in counts if one is not None]
+    return min(known) if known and len(known) == len(counts) else None
+
+
+def guessed_count(batch: Any) -> int | None:
+    """Instances in a batch, if its first tensor has one along its first dimension for each; None without tensors."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return len(tensors[0]) if tensors and tensors[0].ndim else None
+
+
+def contents(batch: Any) -> tuple[int, int] | None:
+    """Tensors in a batch and their elements, which differ between batches of two sizes; None without tensors."""
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return (len(tensors), sum(tensor.numel() for tensor in tensors)) if tensors else None
+
+
+def effective_above(effective: int, most: int) -> UserError:
+    """An update can't take more than an epoch has."""
+    return UserError(
+        f"data.effective_batch_size={effective}: must be at most {most}, the instances in the training set, since each"
+        " update is made within an epoch."
+    )
+
+
+def _instances(loader: Any) -> int | None:
+    if isinstance(loader, TensorLoader):
+        return len(loader.x)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampled = loader.sampler if loader.batch_sampler is not None else None
+    return len(sampled) if isinstance(sampled, Sized) else None
 
 
 def _checked(loader: Any) -> DataLoader[Any]:

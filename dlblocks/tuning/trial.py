@@ -66,6 +66,7 @@ class Trial:
     ) -> None:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
+        self._origin = module
         self._logged: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
         # No method of this object: a module that refers to its trial would keep both until garbage is collected.
@@ -172,6 +173,17 @@ class Trial:
             "on_train_batch_end", {**output} if isinstance(output, Mapping) else {"loss": loss}, batch, index
         )
         return loss
+
+    def stay(self) -> None:
+        """Give the copy the weights of the module again if they have moved by more than a hundredth of their length, or
+        are not finite."""
+        pairs = list(zip(self.module.parameters(), self._origin.parameters(), strict=True))
+        with torch.no_grad():
+            moved = math.fsum(float((here - origin).square().sum()) for here, origin in pairs)
+            length = math.fsum(float(origin.square().sum()) for _, origin in pairs)
+            if not moved <= 1e-4 * length:
+                for here, origin in pairs:
+                    here.copy_(origin)
 
     def gradient_lengths(self, batches: Sequence[Any]) -> tuple[float, float]:
         """The mean squared length of the gradients of some batches, and that of their mean gradient."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 import dlblocks
 from dlblocks.errors import UserError
@@ -198,6 +199,254 @@ def test_picture_and_table(tmp_path: Path) -> None:
     assert data.batch_size == 32
 
 
+# Limits of the Trainer.
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes", "reason"),
+    [
+        ({"val_check_interval": 20}, [2, 4, 8], "val_check_interval"),
+        ({"limit_train_batches": 0.1}, [2, 4, 8, 16], "limit_train_batches|0.1 of the `train_dataloader`"),
+        ({"limit_val_batches": 0.25}, [2, 4, 8, 16], "0.25 of the `val_dataloader`"),
+    ],
+    ids=str,
+)
+def test_a_size_that_is_not_legal_ends_the_search(
+    known: Any, limits: dict[str, Any], sizes: list[int], reason: str
+) -> None:
+    tried = known(lambda size: float(size))
+    choice = find_batch_size(trainer(**limits), Foreign(), Data(200), attribute="batch")
+    assert tried == [one.size for one in choice.measured] == sizes
+    assert re.search(f"{2 * sizes[-1]} is not legal: .*({reason})", choice.explanation)
+
+
+def test_the_size_at_first_need_not_be_legal(known: Any) -> None:
+    known(lambda size: float(size))
+    data = Data(60)
+    data.batch = 60
+    fitted = trainer(max_epochs=1, val_check_interval=10, callbacks=[BatchSizeFinder("batch")])
+    module = Steady()
+    fitted.fit(module, data)
+    assert data.batch == 4
+    assert len(module.seen) >= 15
+
+
+def test_no_size_is_legal() -> None:
+    with pytest.raises(UserError, match=r"no size to try: 1 is not legal: .*0.001 \* 60 < 1"):
+        find_batch_size(trainer(limit_train_batches=0.001), Steady(), Data(60), attribute="batch")
+
+
+def test_an_effective_size_above_an_epoch() -> None:
+    with pytest.raises(UserError, match=r"effective_batch_size=61: must be at most 60"):
+        find_batch_size(trainer(), Foreign(), Data(60), attribute="batch", effective=61)
+
+
+def test_an_effective_size_within_a_limited_epoch(known: Any) -> None:
+    """Of 4 batches, 64 instances can't be made up with less than 16 in each."""
+    tried = known(lambda size: float(size))
+    find_batch_size(trainer(limit_train_batches=4), Foreign(), Data(300), attribute="batch", effective=64)
+    assert tried == [16, 32, 64]
+
+
+# Values do not matter.
+
+
+class Steady(Foreign):
+    """Has no schedule that counts batches, and a rate of its own."""
+
+    def __init__(self, rate: float = 0.1, optimizer: Any = torch.optim.SGD) -> None:
+        super().__init__()
+        self.rate, self.optimizer = rate, optimizer
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters(), lr=self.rate)
+
+
+class Strict(Steady):
+    """Refuses what is not finite, as distributions do."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step((batch[0] * 10, batch[1]), batch_idx).square()
+        if not loss.isfinite():
+            raise ValueError("expected finite values")
+        return loss
+
+
+class Spoiler(torch.optim.SGD):
+    """Leaves the finite whatever the rate."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.fill_(torch.nan)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("rate", "optimizer"), [(1e6, torch.optim.SGD), (100.0, torch.optim.LBFGS), (0.1, Spoiler)], ids=str
+)
+def test_a_rate_that_diverges_does_not_matter(rate: float, optimizer: Any) -> None:
+    module = Strict(rate, optimizer)
+    with pytest.raises(ValueError, match="finite"):
+        trainer(limit_val_batches=0).fit(Strict(rate, optimizer), Data(60))
+    choice = find_batch_size(trainer(), module, Data(60), attribute="batch", sizes=[8])
+    assert choice.size == 8
+    assert choice.noise_scale is not None
+
+
+def test_lbfgs_looks_as_often_at_a_batch_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    class Counted(torch.optim.LBFGS):
+        def step(self, closure: Any) -> Any:
+            looks.append(0)
+
+            def counted() -> Any:
+                looks[-1] += 1
+                return closure()
+
+            return super().step(counted)
+
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    find_batch_size(trainer(), Steady(0.1, Counted), Data(60), attribute="batch", sizes=[8])
+    assert set(looks) == {20}  # max_iter
+
+
+# Batches of any shape.
+
+
+class Shaped(Steady):
+    """Gets instances and classes back out of whatever its data make of them."""
+
+    def __init__(self, unpack: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self.unpack = unpack
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(self.unpack(batch), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __iter__(self) -> Any:
+        return iter(table(self.n))
+
+
+class Batching(IterableDataset[Any]):
+    """Makes batches itself, of a size that its loader does not know."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Any:
+        x, y = table(300).tensors
+        return zip(x.T.split(self.size, 1), y.split(self.size), strict=True)
+
+
+def rows(batch: list[Any]) -> tuple[Any, Any]:
+    x, y = zip(*batch, strict=True)
+    return x, y
+
+
+def time_first(batch: list[Any]) -> tuple[Any, Any]:
+    x, y = rows(batch)
+    return torch.stack(x).T.contiguous(), torch.stack(y)
+
+
+def scalar_first(batch: list[Any]) -> dict[str, Any]:
+    x, y = rows(batch)
+    return {"scale": torch.tensor(1.0), "x": torch.stack(x), "y": torch.stack(y)}
+
+
+SHAPES: dict[str, tuple[Callable[[int], DataLoader[Any]], Callable[[Any], Any]]] = {
+    "stream": (lambda size: DataLoader(Stream(300), size), lambda batch: batch),
+    "detection": (
+        lambda size: DataLoader(table(300), size, collate_fn=rows),
+        lambda batch: (torch.stack(batch[0]), torch.stack(batch[1])),
+    ),
+    "stream_detection": (
+        lambda size: DataLoader(Stream(300), size, collate_fn=rows),
+        lambda batch: (torch.stack(batch[0]), torch.stack(batch[1])),
+    ),
+    "time_first": (
+        lambda size: DataLoader(table(300), size, collate_fn=time_first),
+        lambda batch: (batch[0].T, batch[1]),
+    ),
+    "scalar_first": (
+        lambda size: DataLoader(table(300), size, collate_fn=scalar_first),
+        lambda batch: (batch["x"], batch["y"]),
+    ),
+    "batch_sampler": (
+        lambda size: DataLoader(table(300), batch_sampler=BatchSampler(range(300), size, False)),
+        lambda batch: batch,
+    ),
+    "own_batches": (
+        lambda size: DataLoader(Batching(size), batch_size=None),
+        lambda batch: (batch[0].T, batch[1]),
+    ),
+}
+
+
+class ShapedData(Data):
+    def __init__(self, make: Callable[[int], DataLoader[Any]]) -> None:
+        super().__init__()
+        self.make = make
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.make(self.batch)
+
+    def val_dataloader(self) -> Any:
+        return []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batches_of_any_shape(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, unpack = SHAPES[shape]
+    got: list[int] = []
+
+    def seconds(trial: Trial, train: Any, _: Any) -> float:
+        got.append(len(unpack(train[0])[1]))
+        assert {len(unpack(batch)[1]) for batch in train} == {got[-1]}
+        return trial.step(train[:1]) and 1.0
+
+    monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+    choice = find_batch_size(trainer(), Shaped(unpack), ShapedData(make), attribute="batch", max_size=128)
+    assert got == [one.size for one in choice.measured] == [2, 4, 8, 16, 32, 64, 128]
+    assert choice.size == 32  # 10 updates an epoch, also where it has no length
+
+
+def test_a_stream_given_to_fit(known: Any) -> None:
+    tried = known(lambda size: float(size))
+    choice = find_batch_size(trainer(), Steady(), train_dataloaders=DataLoader(Stream(300), 5))
+    assert tried == [2, 4, 8, 16, 32, 64, 128, 256]
+    assert choice.size == 32
+    assert choice.measured[0].updates_per_epoch is None
+
+
+@pytest.mark.parametrize("shape", ["detection", "time_first", "own_batches"])
+def test_no_effect_on_batches_of_any_shape(shape: str) -> None:
+    make, unpack = SHAPES[shape]
+    with pytest.raises(UserError, match=r"batch_size=2: has no effect, .*(have 7 instances|stay the same)"):
+        find_batch_size(trainer(), Shaped(unpack), ShapedData(make))
+
+
+def test_a_set_of_one_instance(known: Any) -> None:
+    known(lambda size: float(size))
+    assert find_batch_size(trainer(), Steady(), Data(1), attribute="batch").size == 1
+
+
+def test_a_set_smaller_than_the_sizes() -> None:
+    with pytest.raises(UserError, match="no size to try, given the instances"):
+        find_batch_size(trainer(), Steady(), Data(5), attribute="batch", sizes=[8, 16])
+
+
 # Memory.
 
 
@@ -321,9 +570,9 @@ def test_a_loader_that_cannot_be_built_anew() -> None:
         find_batch_size(trainer(), Foreign(), train_dataloaders=loader)
 
 
-@pytest.mark.parametrize("settings", [{"max_size": 0}, {"effective": 0}, {"sizes": [0, 2]}])
+@pytest.mark.parametrize("settings", [{"max_size": 0}, {"effective": 0}, {"sizes": [0, 2]}, {"sizes": []}])
 def test_wrong_settings(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="must be at least 1"):
+    with pytest.raises(UserError, match=r"must be at least 1|sizes=\[\] must hold"):
         find_batch_size(trainer(), Foreign(), Data(), attribute="batch", **settings)
 
 

@@ -6,11 +6,15 @@ import csv
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 import dlblocks
+from dlblocks.assembly import build_data, build_module
 from dlblocks.errors import UserError
+from dlblocks.finding import set_batch_size
+from dlblocks.recipe import check
 from dlblocks.registry import REGISTRY
 
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
@@ -134,6 +138,25 @@ def test_the_run_at_a_found_size_is_that_of_the_size_given(tmp_path: Path) -> No
     assert all(value.equal(states[1][key]) for key, value in states[0].items())
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("limit", ["+trainer.limit_train_batches=0.5", "+trainer.val_check_interval=2"])
+def test_a_size_under_the_limits_of_the_trainer(tmp_path: Path, limit: str) -> None:
+    result = run(tmp_path, "data=wine", "data.batch_size=auto", limit, "trainer.max_epochs=1")
+    assert result.chosen["data.batch_size"] > 1
+    assert result.steps > 0
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "acprop", "ftrl", "adgd", "gravity"])
+def test_a_size_where_the_default_rate_diverges(tmp_path: Path, optimizer: str) -> None:
+    """Or where a step at a rate of 0 is none: these divide by it."""
+    recipe = check(dlblocks.compose(*QUIET, "data=wine", f"optimizer={optimizer}", "data.batch_size=auto"))
+    data = build_data(recipe)
+    result = dlblocks.Result(folder=str(tmp_path), seed=0)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    set_batch_size(recipe, trainer, build_module(recipe, data), data, result)
+    assert data.batch_size == result.chosen["data.batch_size"] > 1
+
+
 def test_the_largest_size(tmp_path: Path) -> None:
     result = run(tmp_path, "data.batch_size=auto", "data.max_batch_size=10", "trainer.max_epochs=1")
     assert result.chosen["data.batch_size"] <= 8
@@ -192,6 +215,8 @@ def test_the_rate_follows_the_size(
             ["data.effective_batch_size=64", "trainer.accumulate_grad_batches=2"],
             "leave out trainer.accumulate",
         ),
+        (["data=wine", "data.batch_size=auto", "data.effective_batch_size=2000"], "must be at most 107"),
+        (["data=wine", "data.batch_size=20", "data.effective_batch_size=2000"], "must be at most 107"),
         (["data.batch_size=auto", "regime=gd"], "regime=gd takes the whole training set"),
         (["data.batch_size=auto", "ckpt_path=x"], "keeps its size"),
         (
