@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,25 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
         return Batches(train, train, validation=False)
     apart = max(1, min(per_epoch, len(train)) // 5)
     return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
+
+
+def of_update(update: int, accumulate: int, epoch: float) -> range:
+    """Which batches, counted from the first of all, make up an update. As the Trainer, which makes the last update of an
+    epoch of those that are left.
+
+    Args:
+        update: counted from 0.
+        accumulate: batches for each update.
+        epoch: batches in an epoch; infinite where that is not known.
+
+    >>> [list(of_update(update, accumulate=2, epoch=3)) for update in range(3)]
+    [[0, 1], [2], [3, 4]]
+    """
+    if math.isinf(epoch):
+        return range(update * accumulate, (update + 1) * accumulate)
+    before, place = divmod(update, math.ceil(epoch / accumulate))
+    first = before * int(epoch) + place * accumulate
+    return range(first, min(first + accumulate, (before + 1) * int(epoch)))
 
 
 def first_batches(trainer: pl.Trainer, most: int) -> tuple[list[Any], list[Any]]:

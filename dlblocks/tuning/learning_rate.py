@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ import lightning.pytorch as pl
 from dlblocks.errors import UserError, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
-from dlblocks.tuning.batches import Batches, gather
+from dlblocks.tuning.batches import Batches, gather, of_update
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.judge import Judge
@@ -197,11 +198,13 @@ class _Course:
 
     batches: Batches
     accumulate: int
+    epoch: float
     judge: Judge
 
     def step(self, trial: Trial) -> float:
-        train, first = self.batches.train, trial.steps * self.accumulate
-        return trial.step([train[(first + i) % len(train)] for i in range(self.accumulate)])
+        train = self.batches.train
+        chosen = of_update(trial.steps, self.accumulate, self.epoch)
+        return trial.step([train[index % len(train)] for index in chosen])
 
     def score(self, trial: Trial) -> float:
         judged = self.batches.judged
@@ -271,7 +274,7 @@ def _race(
         raise UserError(f"find_lr: monitor={judge.monitor!r} has no effect, since there is no validation.")
     weights = len(rates) * sum(p.nbytes for p in module.parameters())
 
-    course = _Course(batches, trainer.accumulate_grad_batches, judge)
+    course = _Course(batches, trainer.accumulate_grad_batches, trainer.num_training_batches, judge)
     control = _Control(lambda: Trial(trainer, module, _STILL * rates[0]), course.step)
 
     def enter(rate: float) -> _Runner | _Replayed:
@@ -340,8 +343,13 @@ def _range_test(
     with progress(WHAT, count * _RANGE_STEPS) as passed:
         for run in range(count):
             start = partial(Trial, trainer, module, seed=run)
-            first = run * len(train) // count * accumulate
-            runs.append(_range_run(start, rates, train, first, accumulate, before, passed))
+            first = run * len(train) // count
+
+            def update(step: int, first: int = first) -> list[int]:
+                chosen = of_update(first + step, accumulate, trainer.num_training_batches)
+                return [index % len(train) for index in chosen]
+
+            runs.append(_range_run(start, rates, train, update, before, passed))
     curve = range_test.mean_curve(rates, runs)
     if len(curve.rates) < 2:
         raise UserError(f"optimizer.lr=auto: the loss is not finite from the first rate, {low:g}, on.")
@@ -362,8 +370,7 @@ def _range_run(
     start: Callable[..., Trial],
     rates: list[float],
     train: list[Any],
-    first: int,
-    accumulate: int,
+    update: Callable[[int], list[int]],
     before: list[float],
     passed: Callable[[int], None],
 ) -> list[float]:
@@ -372,21 +379,19 @@ def _range_run(
     Args:
         start: makes a trial of a rate.
         rates: one for each step.
-        train: the batches, each step taking the next `accumulate` of them, from number `first` on.
+        train: the batches.
+        update: which of them a step takes.
         before: the untrained net's loss on each batch.
         passed: told that a step has been taken.
     """
 
-    def chosen(step: int) -> list[int]:
-        return [(first + step * accumulate + j) % len(train) for j in range(accumulate)]
-
     def take(trial: Trial) -> float:
-        return trial.step([train[index] for index in chosen(trial.steps)])
+        return trial.step([train[index] for index in update(trial.steps)])
 
     trial, control, losses = start(), _Control(lambda: start(_STILL * rates[0]), take), list[float]()
     for step, rate in enumerate(rates):
         trial.set_rate(rate)
-        easier = sum(before[index] for index in chosen(step)) / accumulate - sum(before) / len(before)
+        easier = fmean(before[index] for index in update(step)) - fmean(before)
         losses.append(control.loss(take, trial) - easier)
         passed(1)
         if range_test.diverged(losses):

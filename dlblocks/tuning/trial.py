@@ -133,8 +133,9 @@ class Trial:
         set_rates(self.optimizer, self._bases, rate)
 
     def step(self, batches: Sequence[Any]) -> float:
-        """One optimizer step on the mean gradient of some batches; their mean loss before it, over all
-        processes. NaN if the loss is not finite.
+        """One optimizer step on the gradients of some batches, which as in the Trainer each count by the number that are
+        to be accumulated, also where an epoch ends with fewer. Their mean loss before it, over all processes; NaN if
+        the loss is not finite.
 
         Raises:
             NoLossError: `training_step` returned none.
@@ -156,7 +157,8 @@ class Trial:
             if place == 0:
                 self._hook("on_before_zero_grad", self.optimizer)
                 self.optimizer.zero_grad()
-            self.module.backward(self._precision.pre_backward(loss / count, self.module))
+            shared = loss / self.trainer.accumulate_grad_batches
+            self.module.backward(self._precision.pre_backward(shared, self.module))
             if place == count - 1:
                 self._share_gradients()
             self._precision.post_backward(loss, self.module)

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.errors import UserError
-from dlblocks.tuning.batches import gather, open_loaders
+from dlblocks.tuning.batches import gather, of_update, open_loaders
+from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.restore import untouched
 from dlblocks.tuning.trial import Trial
 
@@ -88,7 +89,8 @@ class Tries(Callback):
             train = gather(trainer, self.steps * accumulate).train
             trial = Trial(trainer, pl_module)
             for step in range(self.steps):
-                self.losses.append(trial.step(train[step * accumulate : (step + 1) * accumulate]))
+                chosen = of_update(step, accumulate, trainer.num_training_batches)
+                self.losses.append(trial.step([train[index] for index in chosen]))
             self.weights = {name: value.clone() for name, value in trial.module.state_dict().items()}
 
 
@@ -102,6 +104,8 @@ class Tries(Callback):
         {"gradient_clip_val": 0.05},
         {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
         {"accumulate_grad_batches": 2},
+        {"accumulate_grad_batches": 4},  # of 6 batches in an epoch, 2 are left for its last update
+        {"accumulate_grad_batches": 9},
     ],
     ids=str,
 )
@@ -112,12 +116,28 @@ def test_steps_are_the_trainers(optimizer: str, more: dict[str, Any]) -> None:
     tries = Tries(steps)
     module = Foreign(optimizer)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer = L.Trainer(max_epochs=2, max_steps=steps, callbacks=[tries], **QUIET, **more)
+    trainer = L.Trainer(max_epochs=steps, max_steps=steps, callbacks=[tries], **QUIET, **more)
     trainer.fit(module, loader(), loader())
     trained = module.state_dict()
     assert any(not before[name].equal(value.to(before[name].dtype)) for name, value in trained.items())
     for name, value in trained.items():
         assert tries.weights[name].equal(value), name
+
+
+@pytest.mark.parametrize("method", ["race", "valley"])
+def test_a_rate_is_found_for_the_updates_of_the_run(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 batches in an epoch, 2 are left for every second update."""
+    taken: list[tuple[int, int]] = []
+    step = Trial.step
+
+    def noted(trial: Trial, batches: Any) -> float:
+        taken.append((trial.steps % 2, len(batches)))
+        return step(trial, batches)
+
+    monkeypatch.setattr(Trial, "step", noted)
+    found = L.Trainer(max_epochs=3, accumulate_grad_batches=4, **QUIET)
+    find_lr(found, Foreign(), train_dataloaders=loader(), val_dataloaders=loader(), method=method, steps=4)
+    assert set(taken) == {(0, 4), (1, 2)}
 
 
 def test_a_module_without_the_trial_trains_the_same() -> None:
