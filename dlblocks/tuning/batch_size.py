@@ -35,8 +35,8 @@ MARGIN = 0.8
 _STEPS, _SECONDS, _MOST_STEPS = 5, 0.03, 60
 # Batches whose gradients tell the noise scale.
 _GRADIENTS = 8
-# Steps are timed at this rate: so low that no optimizer leaves the finite, and high enough for LBFGS, which stops at
-# steps of 1e-9, to look as often at a batch as in training.
+# Steps are timed at this rate: so low that weights hardly move, and high enough for LBFGS, which ends a step that moves
+# them by less than 1e-9, to look as often at a batch as in training.
 _RATE = 1e-4
 
 
@@ -321,11 +321,22 @@ class BatchSizeFinder(Finder):
     def _noise_scale(
         self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int
     ) -> float | None:
-        trials = self._batches(trainer, resizer, size)
-        assert trials is not None
-        batches = trials.train
-        small, large = Trial(trainer, module, alone=True).gradient_lengths(batches)
-        return noise_scale(small, large, size * _copies(trainer) // trainer.world_size, len(batches))
+        """The noise scale at the module's weights, by the batches of all processes; None if it can't be told."""
+        small = large = math.nan
+        batches = 0
+        try:
+            trials = self._batches(trainer, resizer, size)
+            if trials is not None:
+                batches = len(trials.train)
+                small, large = Trial(trainer, module, alone=True).gradient_lengths(trials.train)
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        small, large = _mean(trainer, small), _mean(trainer, large)
+        if not math.isfinite(small + large):
+            return None
+        own = size * _copies(trainer) // trainer.world_size
+        return noise_scale(small, large, own, int(_least(trainer, float(batches))))
 
 
 class _IllegalSizeError(Exception):
@@ -411,13 +422,20 @@ def _is_past(measured: Sequence[Measured]) -> bool:
 
 def _least(trainer: pl.Trainer, value: float) -> float:
     """The least of all processes' values."""
+    return _reduced(trainer, value, distributed.ReduceOp.MIN)
+
+
+def _mean(trainer: pl.Trainer, value: float) -> float:
+    """The mean of all processes' values."""
+    return _reduced(trainer, value, distributed.ReduceOp.SUM) / trainer.world_size
+
+
+def _reduced(trainer: pl.Trainer, value: float, operation: Any) -> float:
     if trainer.world_size == 1:
         return value
-    shared = torch.tensor(
-        value, dtype=torch.float64 if trainer.strategy.root_device.type != "mps" else torch.float32
-    )
-    shared = shared.to(trainer.strategy.root_device)
-    distributed.all_reduce(shared, distributed.ReduceOp.MIN)
+    device = trainer.strategy.root_device
+    shared = torch.tensor(value, dtype=torch.float32 if device.type == "mps" else torch.float64).to(device)
+    distributed.all_reduce(shared, operation)
     return float(shared)
 
 

@@ -495,6 +495,18 @@ def test_a_margin_is_kept_and_growth_blindlyn(known: Any, monkeypatch: pytest.Mo
     assert choice.size == 64
 
 
+def test_no_noise_scale_where_its_gradients_do_not_fit(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(saturating)
+
+    def runs_out(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Trial, "gradient_lengths", runs_out)
+    choice = find_batch_size(trainer(), Foreign(), Data(), attribute="batch")
+    assert choice.size == 32
+    assert choice.noise_scale is None
+
+
 def test_other_errors_come_through() -> None:
     class Broken(Foreign):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
@@ -653,7 +665,7 @@ def seconds(trial, train, judged):
 b._seconds_a_step = seconds
 choice = find_batch_size(trainer, module, data)
 rows = [(one.size, one.fits, round(one.samples_per_second, 3)) for one in choice.measured]
-Path(f"choice-{trainer.global_rank}").write_text(json.dumps([choice.size, choice.accumulate, rows]))
+Path(f"choice-{trainer.global_rank}").write_text(json.dumps([choice.size, choice.accumulate, rows, choice.noise_scale]))
 """
 
 
@@ -666,7 +678,8 @@ def test_two_processes_agree_though_one_runs_out(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"choice-{rank}").read_text()) for rank in (0, 1))
     assert first == second
-    size, _, rows = first
+    size, _, rows, scale = first
+    assert scale is not None
     # 64 of both together is 32 of each; 128 did not fit the second.
     assert size == 64
     assert [fits for _, fits, _ in rows] == [True] * 6 + [False]
