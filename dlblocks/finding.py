@@ -12,6 +12,7 @@ from dlblocks.checkpoints import Checkpoint
 from dlblocks.data.module import TableDataModule
 from dlblocks.module import LitModule
 from dlblocks.recipe import Recipe
+from dlblocks.recomputing import CheckpointActivations
 from dlblocks.results import Result
 from dlblocks.trainer import is_main_process
 from dlblocks.tuning.batch_size import find_batch_size
@@ -51,6 +52,7 @@ def set_batch_size(
         effective=recipe.batches["effective"],
         class_counts=list(data.class_counts.values()) or None,
         allowed=lambda size: not normalises_alone(module, data, size),
+        callbacks=[one for one in trainer.callbacks if isinstance(one, CheckpointActivations)],  # type: ignore[attr-defined]
     )
     data.batch_size = choice.size
     trainer.accumulate_grad_batches = choice.accumulate

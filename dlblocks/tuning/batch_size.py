@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from dlblocks.data.module import TableDataModule
@@ -35,6 +36,15 @@ MARGIN = 0.8
 _STEPS, _SECONDS, _MOST_STEPS = 5, 0.03, 60
 # Batches whose gradients tell the noise scale.
 _GRADIENTS = 8
+# The hooks of a callback that is told of training batches.
+_OF_BATCHES = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
 # Steps are timed at this rate: so low that weights hardly move, and high enough for LBFGS, which ends a step that moves
 # them by less than 1e-9, to look as often at a batch as in training.
 _RATE = 1e-4
@@ -53,6 +63,7 @@ def find_batch_size(
     effective: int | None = None,
     class_counts: Sequence[int] | None = None,
     allowed: Callable[[int], bool] = lambda _: True,
+    callbacks: Sequence[Callback] = (),
 ) -> BatchSizeChoice:
     """Find a batch size for any LightningModule with one optimizer, before `trainer.fit`.
 
@@ -61,6 +72,9 @@ def find_batch_size(
     fits if it takes no more than 80 % of the free memory; none is tried that would by the growth so far not
     fit, as an operating system ends a process that takes too much without an error to catch. Sizes beyond two
     that are no faster are left out. The time is that of steps, without loading.
+
+    The Trainer's callbacks take no part, since they may write files or end the run. Name in `callbacks` those that take
+    memory or change batches or the module; the explanation names others that are told of batches.
 
     Afterwards module, data module, Trainer, loaders and random states are as they were, also after an exception or
     Ctrl-C.
@@ -76,14 +90,23 @@ def find_batch_size(
             accumulation and processes.
         class_counts: instances of each class in the training set, for the advice.
         allowed: which sizes may be tried.
+        callbacks: copies of them take part in trials: they are told of the start of training and of each batch.
 
     Raises:
         UserError: the size can't be set, or setting it has no effect; no size fits; an `effective` size that the
             processes can't share.
     """
     finder = BatchSizeFinder(
-        attribute, sizes, max_size, effective, class_counts, allowed=allowed, apply=False
+        attribute,
+        sizes,
+        max_size,
+        effective,
+        class_counts,
+        allowed=allowed,
+        callbacks=callbacks,
+        apply=False,
     )
+    finder.left_out = _told_of_batches(trainer, callbacks)
     found: BatchSizeChoice = find(finder, trainer, module, datamodule, train_dataloaders, val_dataloaders)
     return found
 
@@ -93,7 +116,8 @@ class BatchSizeFinder(Finder):
     accumulation too. Schedulers are built anew for the new number of steps.
 
     Args:
-        attribute, sizes, max_size, effective, class_counts, allowed: as of `find_batch_size`.
+        attribute, sizes, max_size, effective, class_counts, allowed, callbacks: as of
+            `find_batch_size`.
         folder: where `batch_size_finder.png` and `.csv` go; None for nowhere.
         apply: train with the size. If not, `fit` ends without a step.
     """
@@ -108,6 +132,7 @@ class BatchSizeFinder(Finder):
         folder: str | Path | None = None,
         *,
         allowed: Callable[[int], bool] = lambda _: True,
+        callbacks: Sequence[Callback] = (),
         apply: bool = True,
     ) -> None:
         for name, value in (("max_size", max_size), ("effective", effective), ("sizes", min(sizes or [1]))):
@@ -118,10 +143,12 @@ class BatchSizeFinder(Finder):
         self.attribute = attribute
         self.sizes, self.max_size, self.effective = sizes, max_size, effective
         self.class_counts = class_counts
-        self.allowed = allowed
+        self.allowed, self.callbacks = allowed, callbacks
+        self.left_out: list[str] = []
         super().__init__(folder, apply)
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> BatchSizeChoice:
+        self.left_out = self.left_out or _told_of_batches(trainer, self.callbacks)
         resizer = Resizer(trainer, self.attribute)
         with resizer.kept():
             return self._choose(trainer, module, resizer)
@@ -150,10 +177,14 @@ class BatchSizeFinder(Finder):
         if self.effective is not None:
             accumulate = self.effective // (chosen.size * _copies(trainer))
         scale = self._noise_scale(trainer, module, resizer, chosen.size)
+        explained = _explanation(chosen, best, knee, scale, accumulate)
+        notes = [ended] if ended is not None else []
+        if self.left_out:
+            notes.append(f"callbacks that took no part: {', '.join(self.left_out)}")
         return BatchSizeChoice(
             size=chosen.size,
             accumulate=accumulate,
-            explanation=_explanation(chosen, best, knee, scale, accumulate, ended),
+            explanation="; ".join([explained, *notes]) + ".",
             measured=tuple(measured),
             noise_scale=scale,
         )
@@ -240,7 +271,7 @@ class BatchSizeFinder(Finder):
             whole = trials is not None
             if trials is not None:
                 updates = trials.updates
-                trial = Trial(trainer, module, _RATE, alone=True)
+                trial = Trial(trainer, module, _RATE, alone=True, callbacks=self.callbacks)
                 seconds = _seconds_a_step(trial, trials.train, trials.judged)
         except Exception as error:
             if not memory.is_out_of_memory(error):
@@ -365,6 +396,19 @@ def _copies(trainer: pl.Trainer) -> int:
     return 1 if together else trainer.world_size
 
 
+def _told_of_batches(trainer: pl.Trainer, named: Sequence[Callback]) -> list[str]:
+    """The classes of the Trainer's callbacks that are told of training batches, but for those named, and those of
+    Lightning and of this library, which keep nothing of a batch."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [
+        type(callback).__name__
+        for callback in callbacks
+        if callback not in named
+        and type(callback).__module__.split(".")[0] not in ("lightning", "pytorch_lightning", "dlblocks")
+        and any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in _OF_BATCHES)
+    ]
+
+
 def _least_size(trainer: pl.Trainer) -> int:
     """With which each process has an instance."""
     return trainer.world_size // _copies(trainer)
@@ -440,7 +484,7 @@ def _reduced(trainer: pl.Trainer, value: float, operation: Any) -> float:
 
 
 def _explanation(
-    chosen: Measured, best: Measured, knee: Measured, scale: float | None, accumulate: int, ended: str | None
+    chosen: Measured, best: Measured, knee: Measured, scale: float | None, accumulate: int
 ) -> str:
     if chosen is knee:
         speed = f"{chosen.samples_per_second / best.samples_per_second:.0%} of the speed of {best.size}"
@@ -453,6 +497,4 @@ def _explanation(
         parts.append(f"class shares in a batch are {chosen.class_deviation:.0%} off on average")
     if scale is not None:
         parts.append(f"gradient noise scale {scale:.2g}")
-    if ended is not None:
-        parts.append(ended)
-    return "; ".join(parts) + "."
+    return "; ".join(parts)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
@@ -92,9 +92,13 @@ class Finder(Callback):
         return [*self.others, *trainer.callbacks]  # type: ignore[attr-defined]
 
     def _searched(self, trainer: pl.Trainer, module: pl.LightningModule) -> Choice:
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        strategy = trainer.strategy
+        # DeepSpeed's is a kind of DDP to Lightning, and divides the optimizer's state, the gradients or the weights.
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(
+            strategy, DeepSpeedStrategy
+        ):
             raise UserError(
-                f"trainer.strategy={type(trainer.strategy).__name__}: splits the module, so that no copy of it"
+                f"trainer.strategy={type(strategy).__name__}: splits the module, so that no copy of it"
                 " can be tried. Find learning rate and batch size on one device, or with ddp."
             )
         return self.search(trainer, module)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.trainer.call import _call_lightning_module_hook
@@ -30,6 +31,11 @@ from dlblocks.tuning.restore import detached_copy
 
 # Of the hooks that come before the first batch.
 _START = ("on_fit_start", "on_train_start", "on_train_epoch_start")
+# Hooks of callbacks that take part.
+_TOLD = frozenset(
+    {"on_train_start", "on_train_batch_start", "on_train_batch_end"}
+    | {"on_validation_batch_start", "on_validation_batch_end"}
+)
 RETURNED = "what validation_step returns"
 
 
@@ -42,8 +48,8 @@ class Trial:
 
     Steps have what the Trainer's have: its precision, gradient clipping, accumulation, the module's own hooks of
     batches, gradients and validation, and, with several processes, the mean gradient. It begins with the hooks
-    that begin a run and its first epoch. Callbacks, loggers, schedulers and an `optimizer_step` of the module's
-    own, where rates are often set, take no part.
+    that begin a run and its first epoch. Loggers, schedulers, an `optimizer_step` of the module's own, where rates are
+    often set, and callbacks take no part, but for the `callbacks` named.
 
     Args:
         trainer: in the middle of `fit`, before its first step.
@@ -51,6 +57,7 @@ class Trial:
         rate: the learning rate of the first parameter group; the others keep their ratio to it.
         seed: of what the steps draw, such as dropout masks; trials of the same seed draw the same.
         alone: take no part in the talk of several processes, so that one of them may fail.
+        callbacks: copies of them are told of the start of training and of each batch.
 
     Raises:
         UserError: the module optimises by hand, has not exactly one optimizer, or takes an iterator of batches.
@@ -63,10 +70,13 @@ class Trial:
         rate: float | None = None,
         seed: int = 0,
         alone: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
         self._origin = module
+        known = {id(trainer): trainer, id(module): self.module}
+        self._callbacks = copy.deepcopy(list(callbacks), known)
         self._logged: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
         # No method of this object: a module that refers to its trial would keep both until garbage is collected.
@@ -103,7 +113,7 @@ class Trial:
 
     @contextmanager
     def _in_trainer(self) -> Iterator[None]:
-        """For a while the Trainer's module, optimizer and schedulers are this trial's; no callback is called, and
+        """For a while the Trainer's module, optimizer and schedulers are this trial's, and
         nothing comes to a logger."""
         trainer, strategy = self.trainer, self.trainer.strategy
         mine = {
@@ -117,7 +127,7 @@ class Trial:
         callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
         for name, value in mine.items():
             setattr(strategy, name, value)
-        trainer.callbacks, trainer.loggers = [], silent(loggers)  # type: ignore[attr-defined]
+        trainer.callbacks, trainer.loggers = self._callbacks, silent(loggers)  # type: ignore[attr-defined]
         try:
             yield
         finally:
@@ -126,6 +136,9 @@ class Trial:
             trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
 
     def _hook(self, name: str, *arguments: Any) -> None:
+        if name in _TOLD:
+            for callback in self._callbacks:
+                getattr(callback, name)(self.trainer, self.module, *arguments)
         _call_lightning_module_hook(self.trainer, name, *arguments, pl_module=self.module)
 
     def set_rate(self, rate: float) -> None:

@@ -473,6 +473,51 @@ def test_what_does_not_fit_is_not_chosen(known: Any, where: str) -> None:
     assert [one.size for one in choice.measured if not one.fits] == [32]
 
 
+class Hungry(Callback):
+    """Needs memory of its own for each batch, changes it, and counts."""
+
+    batches = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.batches += 1
+        batch[0].mul_(0)
+        if len(batch[0]) > 8:
+            raise MemoryError
+
+
+class Watching(Callback):
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:  # noqa: ARG002
+        if len(batch[0]) > 4:
+            raise MemoryError
+
+
+def test_callbacks_that_are_named_take_part(known: Any) -> None:
+    known(lambda size: float(size))
+    hungry, watching = Hungry(), Watching()
+    fitted = trainer(callbacks=[hungry, watching])
+    found = [
+        find_batch_size(fitted, Foreign(), Data(10_000), attribute="batch", callbacks=named)
+        for named in ([hungry], [hungry, watching])
+    ]
+    assert [choice.size for choice in found] == [8, 4]
+    assert [one.size for one in found[0].measured if not one.fits] == [16]
+    assert "took no part" not in found[0].explanation
+    assert hungry.batches == 0  # copies did
+
+
+def test_callbacks_that_are_not_named_are_told_of(known: Any) -> None:
+    """They may write files, so that none is run unasked."""
+    known(lambda size: float(size))
+    hungry = Hungry()
+    choice = find_batch_size(trainer(callbacks=[hungry]), Foreign(), Data(), attribute="batch")
+    assert choice.size == 32
+    assert "callbacks that took no part: Hungry." in choice.explanation
+    finder = BatchSizeFinder("batch")
+    with pytest.raises(MemoryError):
+        trainer(max_epochs=1, callbacks=[finder, Hungry()]).fit(Foreign(), Data())
+    assert "callbacks that took no part: Hungry." in finder.choice.explanation
+
+
 def test_one_instance_where_two_do_not_fit(known: Any) -> None:
     known(lambda size: float(size))
     assert find_batch_size(trainer(), Greedy(1), Data(), attribute="batch").size == 1

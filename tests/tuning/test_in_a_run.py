@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from torch import nn
 
 import dlblocks
 from dlblocks.assembly import build_data, build_module
 from dlblocks.errors import UserError
 from dlblocks.finding import set_batch_size
 from dlblocks.recipe import check
+from dlblocks.recomputing import CheckpointActivations, blocks
 from dlblocks.registry import REGISTRY
+from dlblocks.tuning import batch_size
 
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
 
@@ -155,6 +159,33 @@ def test_a_size_where_the_default_rate_diverges(tmp_path: Path, optimizer: str) 
     trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
     set_batch_size(recipe, trainer, build_module(recipe, data), data, result)
     assert data.batch_size == result.chosen["data.batch_size"] > 1
+
+
+def test_a_size_is_found_with_activations_that_are_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback that does it takes part in trials, since it trades memory for time."""
+    seen: list[bool] = []
+    taken = batch_size._seconds_a_step
+
+    def seconds(trial: Any, *batches: Any) -> float:
+        seen.append(["forward" in vars(block) for block in blocks(trial.module.net)] == [True])
+        return taken(trial, *batches)
+
+    monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+    recipe = check(dlblocks.compose(*QUIET, "data=wine", "data.batch_size=auto", "data.max_batch_size=2"))
+    net = nn.Sequential(nn.Linear(13, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3))
+    module = dlblocks.LitModule(task="multiclass", input_shape=(13,), outputs=3, model=net)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[CheckpointActivations()],
+    )
+    set_batch_size(recipe, trainer, module, build_data(recipe), dlblocks.Result(folder=str(tmp_path), seed=0))
+    assert seen == [True]
+    assert all("forward" not in vars(part) for part in net)
 
 
 def test_the_largest_size(tmp_path: Path) -> None:

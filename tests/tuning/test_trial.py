@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -12,12 +13,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.errors import UserError
+from dlblocks.tuning.batch_size import BatchSizeFinder
 from dlblocks.tuning.batches import gather, of_update, open_loaders
-from dlblocks.tuning.learning_rate import find_lr
+from dlblocks.tuning.learning_rate import LearningRateFinder, find_lr
 from dlblocks.tuning.restore import untouched
 from dlblocks.tuning.trial import Trial
 
@@ -148,6 +151,15 @@ def test_a_module_without_the_trial_trains_the_same() -> None:
         L.Trainer(max_epochs=3, callbacks=callbacks, **QUIET).fit(module, shuffled, loader())
     for name, value in plain.state_dict().items():
         assert tried.state_dict()[name].equal(value), name
+
+
+@pytest.mark.parametrize("kind", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("finder", [LearningRateFinder, BatchSizeFinder])
+def test_a_strategy_that_splits_the_module_is_refused(kind: type, finder: type) -> None:
+    """No copy of a part can be tried. DeepSpeed is not installed, and the others need an accelerator."""
+    trainer: Any = SimpleNamespace(strategy=kind.__new__(kind))
+    with pytest.raises(UserError, match=rf"trainer.strategy={kind.__name__}: splits the module"):
+        finder()._searched(trainer, Foreign())
 
 
 class TwoOptimizers(Foreign):
