@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dlblocks.activations.width import width_ratio
 from dlblocks.factory import activation as build_activation
-from dlblocks.registry import Spec
+from dlblocks.registry import Spec, name_of
+from dlblocks.theory.checks import check_behaviour, check_parts
 from dlblocks.theory.quadrature import (
     Function,
     breakpoints,
@@ -23,6 +24,9 @@ from dlblocks.theory.quadrature import (
     slope,
     weighted,
 )
+
+# Features on which activations of several are tried and sampled.
+_WIDTH = 64
 
 
 class Moments(NamedTuple):
@@ -45,6 +49,9 @@ class Moments(NamedTuple):
 class Means(Protocol):
     """What theory asks of an activation."""
 
+    def __hash__(self) -> int:
+        """Of the object itself, so that what is found of it can be kept."""
+
     @property
     def jumps(self) -> bool:
         """Whether the function itself, not only its slope, jumps somewhere."""
@@ -63,14 +70,21 @@ def means_of(activation: Spec | Callable[[Tensor], Tensor]) -> Means:
 
     Args:
         activation: a name, a `{name: ..., params}` mapping, a module, or a function of tensors.
+
+    Raises:
+        UserError: it holds a norm layer, dropout or weights, is random, or lets instances act on one another.
     """
+    ratio = float(width_ratio(activation))
     if callable(activation) and not isinstance(activation, (nn.Module, type)):
         function: Function = activation
+        training = function
     else:
-        function = plain_function(activation)
+        function, training = plain_function(activation), _plain(activation)
+        check_parts(training, name_of(activation))
+    check_behaviour(function, training, round(_WIDTH * ratio), name_of(activation))
     if is_elementwise(function):
         return ByQuadrature(function)
-    return BySamples(function, float(width_ratio(activation)))
+    return BySamples(function, ratio)
 
 
 def plain_function(activation: Spec) -> Function:
@@ -79,7 +93,12 @@ def plain_function(activation: Spec) -> Function:
     Args:
         activation: a name, a `{name: ..., params}` mapping, or a module.
     """
-    module = build_activation(activation).double().eval().requires_grad_(False)
+    return _plain(activation).eval()
+
+
+def _plain(activation: Spec) -> nn.Module:
+    """A copy in double precision, in training, without gradients of its own, that leaves its input alone."""
+    module = build_activation(activation).double().train().requires_grad_(False)
     for part in module.modules():
         if getattr(part, "inplace", False):
             setattr(part, "inplace", False)  # noqa: B010 - not every module has it
@@ -138,12 +157,12 @@ class ByQuadrature:
 class BySamples:
     """Of an activation of several features (maxout, GLU, softmax), from samples: to about a percent.
 
-    For softmax and its kin the means depend on the number of features, which is 64 here.
+    For softmax and its kin the means depend on the number of features, which is 64 unless told.
     """
 
     jumps = False
 
-    def __init__(self, function: Function, ratio: float, *, width: int = 64, count: int = 256) -> None:
+    def __init__(self, function: Function, ratio: float, *, width: int = _WIDTH, count: int = 256) -> None:
         self._function = function
         draw = torch.Generator().manual_seed(0)
         shape = (2, count, round(width * ratio))
