@@ -38,7 +38,7 @@ def test_the_loss_is_told_by_its_name(names: list[str], chosen: str | None, told
         ([ModelCheckpoint(monitor="val_recon_loss_epoch/dataloader_idx_0")], "val_recon_loss"),
         ([ModelCheckpoint(monitor="train_loss"), Callback()], "val_loss"),
     ],
-    ids=repr,
+    ids=["a checkpoint", "the second", "as logged by epoch", "of training"],
 )
 def test_what_a_callback_watches_comes_first(callbacks: list[Callback], chosen: str) -> None:
     names = ["val_acc", "val_kl_loss", "val_recon_loss", "val_loss"]
