@@ -26,7 +26,7 @@ OURS = [
     pytest.param(block.load(), id=f"{kind}-{name}")
     for kind in ("activation", "loss", "optimizer")
     for name in REGISTRY.names(kind)
-    if str((block := REGISTRY.get(kind, name)).target).startswith("dlblocks.")
+    if str((block := REGISTRY.get(kind, name)).target).startswith("dlblocks.") and not block.package
 ]
 
 

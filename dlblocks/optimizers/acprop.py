@@ -15,7 +15,8 @@ class ACProp(TensorOptimizer):
     """AdaBelief that divides by the variance before this gradient (Zhuang et al. 2021, arXiv:2110.05454).
 
     `m_t = beta_1 m_(t-1) + (1 - beta_1) g`; `theta -= lr * g / (sqrt(s_(t-1) / (1 - beta_2^(t-1))) + eps)`;
-    `s_t = beta_2 s_(t-1) + (1 - beta_2) (g - m_t)^2`. The first step only sets m and s.
+    `s_t = beta_2 s_(t-1) + (1 - beta_2) (g - m_t)^2`. The first step only sets m and s; where s is 0, as behind a relu
+    that has let nothing through yet, so does the first gradient.
 
     Args:
         params: parameters or groups.
@@ -42,6 +43,6 @@ class ACProp(TensorOptimizer):
         if before is not None:
             decay(theta, group)
             root = (before / (1 - beta_2 ** (t - 1))).sqrt_().add_(group["eps"])
-            theta.addcdiv_(g, root, value=-group["lr"])
+            theta.addcdiv_(g * (before > 0), root, value=-group["lr"])
         m = averaged(state, "exp_avg", g, beta_1)
         averaged(state, "variance", torch.square(g - m), beta_2)

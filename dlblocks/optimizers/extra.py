@@ -662,7 +662,7 @@ BLOCKS: tuple[Block, ...] = (
            note="its first step only sets the basis",
            formula="L, R: averages of g g' and g' g of rate shampoo_beta, Q_L, Q_R their eigenvectors; m_t, v_t: averages of g"
            " and (Q_L' g Q_R)^2, corrected; theta -= lr * Q_L (Q_L' m_t Q_R / (sqrt(v_t) + eps)) Q_R'"),
-    _entry("splus", "SPlus", "Shampoo with signs in the eigenbasis, judged at an average of theta.", "Frans et al. 2025, arXiv:2506.07254",
+    replace(_entry("splus", "SPlus", "Shampoo with signs in the eigenbasis, judged at an average of theta.", "Frans et al. 2025, arXiv:2506.07254",
            Param("ema_rate", 0.999, "float", "decay rate of the average of theta", "[0, 1)"),
            Param("inverse_steps", 100, "int", "steps between two eigenbases", "[1, inf)"),
            Param("nonstandard_constant", 1e-3, "float", "factor of the rate of what is no matrix", "(0, inf)"),
@@ -670,7 +670,7 @@ BLOCKS: tuple[Block, ...] = (
            **_like_adam(lr=0.1, weight_decay=0.01, eps=1e-30), tags=_SWITCHED,
            formula="m_t: average of g; Q_L, Q_R: eigenvectors of averages of g g' and g' g of rate beta_2; theta -= lr * 2 /"
            " (rows + columns) * Q_L sign(Q_L' m_t Q_R) Q_R', of what is no matrix lr * nonstandard_constant * sign(m_t);"
-           " the average of theta is the model"),
+           " the average of theta is the model"), target="dlblocks.optimizers.splus:SPlus"),
     _entry("dash", "DASH", "Shampoo in blocks, whose inverse roots come from Newton's method.", "2026, arXiv:2602.02016",
            Param("block_size", 1024, "int", "largest side of a block", "[1, inf)"),
            Param("start_preconditioning_step", 1, "int", "steps before it begins", "[1, inf)"),
