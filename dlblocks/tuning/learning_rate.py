@@ -319,15 +319,29 @@ def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float], u
         )
     elif others := sorted((lap.loss, lap.rate) for lap in last if lap.loss > best.loss)[:2]:
         beside = f", lower than at {' and '.join(f'{rate:g}' for rate in sorted(rate for _, rate in others))}"
-    edge = ""
-    fastest = leader([lap for lap in laps if not lap.judged])
-    for end, name, setting in ((rates[0], "lowest", "min_lr"), (rates[-1], "highest", "max_lr")):
-        if best.rate == end or (fastest is not None and fastest.rate == end):
-            edge = f" The {name} rate of all is among the best: widen lr_finder.{setting}."
     return (
         f"learning rate {best.rate:g}: {judged_by if best.judged else 'training loss'} {best.loss:.4g} after"
-        f" {best.steps} steps{beside}; {len({lap.rate for lap in laps})} rates tried.{edge}"
+        f" {best.steps} steps{beside}; {len({lap.rate for lap in laps})} rates tried.{_warning(best, laps, last, rates)}"
     )
+
+
+def _warning(best: Lap, laps: list[Lap], last: list[Lap], rates: list[float]) -> str:
+    """Why the choice may not be the best there is: an end of the range is among the best rates, or no rate trains."""
+    untrained = laps[0].loss
+    among_the_best = {best.rate}
+    if (fastest := leader([lap for lap in laps if not lap.judged])) is not None:
+        as_fast = {lap.rate for lap in laps if (lap.steps, lap.loss) == (fastest.steps, fastest.loss)}
+        diverged_later = {lap.rate for lap in last if best.loss < untrained and not lap.loss < untrained}
+        # Where all are as fast, as before an optimizer's own warm-up is over, they say nothing.
+        if as_fast == {fastest.rate}:
+            among_the_best |= as_fast - diverged_later
+    warning = ""
+    for end, name, setting in ((rates[0], "lowest", "min_lr"), (rates[-1], "highest", "max_lr")):
+        if end in among_the_best:
+            warning = f" The {name} rate of all is among the best: widen lr_finder.{setting}."
+    if best.judged and best.loss >= untrained:
+        warning += f" None is better than the untrained net ({untrained:.4g})."
+    return warning
 
 
 def _range_test(

@@ -90,6 +90,10 @@ def race(
     to the run's end the 6 nearest to it, or if that has more than 40 steps the 5 nearest of the rates alone, without
     those that are far behind at step 16. All train on the same batches, so that training losses tell them apart.
 
+    Where no rate has changed the loss by step 4, as in an optimizer's own warm-up, all go on to step 12. Where none
+    that is judged at the end is better than the untrained net, as where the fast ones diverge later, the next lower
+    rates train to the end too, until one is.
+
     Args:
         rates: in rising order.
         enter: makes the runner of a rate. Runners of those that are out are let go.
@@ -134,7 +138,8 @@ def race(
         for rate in [rate for rate in runners if rate not in alive]:
             del runners[rate]
 
-    alive = _near_the_best(run(rates, min(FIRST, steps), judged=False))
+    first = run(rates, min(FIRST, steps), judged=False)
+    alive = rates if _is_flat(first) else _near_the_best(first)
     go_on(alive)
     if steps > FIRST:
         run(alive, min(SECOND, steps), judged=False)
@@ -144,12 +149,15 @@ def race(
         if not unseen and steps > THIRD:
             last = _not_behind(run(last, THIRD, judged=True), laps[0].loss)
             go_on(last)
-        run(last, steps, judged=True)
+        judged, untrained = run(last, steps, judged=True), laps[0].loss
+        lower = [rate for rate in reversed(rates) if rate < min(last)] if math.isfinite(untrained) else []
+        while lower and not any(lap.loss < untrained for lap in judged):
+            judged = run([lower.pop(0)], steps, judged=True)
     return laps
 
 
 def planned(count: int, steps: int, unseen: float = 0.0) -> int:
-    """How many steps a race of so many rates takes at most.
+    """How many steps a race of so many rates takes, if some of its rates train the net.
 
     >>> planned(13, 40, unseen=0.9), planned(13, 32), planned(13, 72)
     (220, 292, 460)
@@ -250,6 +258,12 @@ def _recent(losses: Sequence[float]) -> float:
     """The mean of the last third: enough that one batch does not decide, and few that are long past."""
     last = losses[-math.ceil(len(losses) / 3) :]
     return sum(last) / len(last)
+
+
+def _is_flat(here: Sequence[Lap]) -> bool:
+    """Whether all rates have the same loss, up to rounding."""
+    losses = [lap.loss for lap in here]
+    return max(losses) - min(losses) <= 1e-6 * abs(losses[0])
 
 
 def _near_the_best(here: Sequence[Lap]) -> list[float]:

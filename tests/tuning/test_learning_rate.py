@@ -494,6 +494,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 def test_the_edge_of_the_range_is_told() -> None:
     choice = find_lr(trainer(), Foreign(), train_dataloaders=loader(), min_lr=1e-6, max_lr=1e-5)
     assert "widen lr_finder.max_lr" in choice.explanation
+    # So low rates only move the statistics of batch norm.
+    assert f"None is better than the untrained net ({choice.laps[0].loss:.4g})" in choice.explanation
 
 
 def test_less_than_four_times_apart_over_seeds() -> None:

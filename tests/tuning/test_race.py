@@ -167,12 +167,37 @@ def test_training_losses_point_and_judged_ones_decide() -> None:
     assert won.rate == last[-1]
 
 
+def test_where_nothing_has_moved_yet_no_rate_is_left_out() -> None:
+    """An optimizer that warms up by itself: until step 6 all rates are the same."""
+
+    def late(rate: float, steps: int) -> float:
+        return bowl(0.01)(rate, max(steps - 6, 0))
+
+    laps, _ = run(late, ladder(1e-5, 10))
+    assert {lap.rate for lap in laps if lap.steps == SECOND} == set(ladder(1e-5, 10))
+    won = winner(laps, 0.5)
+    assert won is not None
+    assert 0.005 < won.rate < 0.02
+
+
+@pytest.mark.parametrize("unseen", [0.0, 0.5])
+def test_where_the_fast_rates_diverge_later_a_lower_one_is_looked_for(unseen: float) -> None:
+    def diverges(rate: float, steps: int) -> float:
+        return 100.0 if steps > SECOND and rate > 0.02 else bowl(1.0)(rate, steps)
+
+    laps, _ = run(diverges, ladder(1e-5, 10), unseen=unseen)
+    won = winner(laps, unseen)
+    assert won is not None
+    assert (won.rate, won.steps) == (0.01, STEPS)
+    assert min(lap.rate for lap in laps if lap.steps == STEPS) == 0.01
+
+
 @pytest.mark.parametrize("unseen", [0.0, 0.5])
 def test_takes_as_many_steps_as_planned(unseen: float) -> None:
     for count in (1, 2, 5, 13, 30):
         for steps in (1, 2, 4, 5, 10, 12, 24, 25, 33, 40, 96):
-            rates = [0.001 * 2**i for i in range(count)]
-            _, taken = run(lambda *_: 1.0, rates, steps, unseen)
+            rates = [0.001 * 10 ** (i / 2) for i in range(count)]
+            _, taken = run(bowl(0.01), rates, steps, unseen)
             assert sum(taken) <= planned(count, steps, unseen)
     laps, taken = run(bowl(0.01), ladder(1e-5, 10), 72, unseen)
     # Those that are on the way are not trained again from the start, and those far behind not to the end.
