@@ -77,6 +77,7 @@ class Trial:
         self._origin = module
         known = {id(trainer): trainer, id(module): self.module}
         self._callbacks = copy.deepcopy(list(callbacks), known)
+        self._own: dict[str, bool] = {}
         self._logged: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
         # No method of this object: a module that refers to its trial would keep both until garbage is collected.
@@ -139,6 +140,11 @@ class Trial:
         if name in _TOLD:
             for callback in self._callbacks:
                 getattr(callback, name)(self.trainer, self.module, *arguments)
+        if name not in self._own:
+            # Lightning's own do nothing, but for the one that sets the mode, and to call them takes a seventh of a step.
+            self._own[name] = name == "on_validation_model_eval" or is_overridden(name, self.module)
+        if not self._own[name]:
+            return
         _call_lightning_module_hook(self.trainer, name, *arguments, pl_module=self.module)
 
     def set_rate(self, rate: float) -> None:
