@@ -88,7 +88,13 @@ def test_the_rate_is_the_schedules_base(tmp_path: Path, scheduler: str) -> None:
     assert max(rates) == pytest.approx(result.chosen["optimizer.lr"], rel=0.05)
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "muon", "sam", "schedule_free_adamw", "lookahead", "momo"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "lbfgs", "muon", "sam", "schedule_free_adamw", "schedule_free_radam", "lookahead", "momo",
+        "splus", "acprop", "d_adapt_sgd", "d_adapt_lion",
+    ],
+)  # fmt: skip
 def test_optimizers_of_every_kind(tmp_path: Path, optimizer: str) -> None:
     if optimizer not in REGISTRY.names("optimizer"):
         pytest.fail(f"{optimizer} is no optimizer any more")
