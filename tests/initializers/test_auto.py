@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -45,22 +48,131 @@ def test_signal_and_gradient_pass_through_thirty_layers(name: str) -> None:
     assert max(relative) < 100 * min(relative)
 
 
-@pytest.mark.parametrize("name", ["exponential", "squared_relu", "star_relu", "sigmoid", "softplus"])
-def test_thirty_layers_learn(name: str) -> None:
+def digits() -> tuple[Tensor, Tensor]:
     x, y = load_digits(return_X_y=True)
     # Pixels that are hardly ever set become outliers.
-    x = torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-9), dtype=torch.float32)
-    y = torch.tensor(y)
-    torch.manual_seed(0)
-    net = dlblocks.model("mlp", (64,), 10, name, depth=30, width=64)
-    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=x[:256])
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
-    for step in range(100):
+    return torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-9), dtype=torch.float32), torch.tensor(y)
+
+
+def accuracy_after(net: nn.Module, steps: int, lr: float) -> float:
+    """Of a net that learns the digits, on those it has not seen."""
+    x, y = digits()
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    for step in range(steps):
         rows = slice(64 * step % 1408, 64 * step % 1408 + 64)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
         optimizer.step()
-    assert (net(x[1472:]).argmax(1) == y[1472:]).float().mean() > 0.5
+    return (net(x[1472:]).argmax(1) == y[1472:]).float().mean().item()
+
+
+@pytest.mark.parametrize("name", ["exponential", "squared_relu", "star_relu", "sigmoid", "softplus"])
+def test_thirty_layers_learn(name: str) -> None:
+    net = dlblocks.model("mlp", (64,), 10, name, depth=30, width=64)
+    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=digits()[0][:256])
+    assert accuracy_after(net, 100, lr=3e-4) > 0.5
+
+
+class Deep(nn.Module):
+    """Layers with an activation after each, which is called in the code, and a skip around each if asked for."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], depth: int, skip: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(depth - 1)])
+        self.last = nn.Linear(64, 10)
+        self.activation, self.skip = activation, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.first(x))
+        for layer in self.layers:
+            x = x + self.activation(layer(x)) if self.skip else self.activation(layer(x))
+        out: Tensor = self.last(x)
+        return out
+
+
+class MySigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-x))
+
+
+class MySwish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+# What is called, and the module that does the same.
+WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
+    "torch.sigmoid": (torch.sigmoid, nn.Sigmoid()),
+    "x.sigmoid()": (lambda x: x.sigmoid(), nn.Sigmoid()),
+    "MySigmoid": (MySigmoid(), nn.Sigmoid()),
+    "F.softplus": (nn.functional.softplus, nn.Softplus()),
+    "F.elu(alpha)": (partial(nn.functional.elu, alpha=0.5), nn.ELU(0.5)),
+    "MySwish": (MySwish(), nn.SiLU()),
+    "relu_": (torch.relu_, nn.ReLU()),
+    "F.gelu": (nn.functional.gelu, nn.GELU()),
+    "exp": (torch.exp, dlblocks.activation("exponential")),
+}
+
+
+def deep(activation: Callable[[Tensor], Tensor], depth: int = 30, skip: bool = False) -> Deep:
+    net = Deep(activation, depth, skip)
+    dlblocks.initialize(net, "auto", generator=torch.Generator().manual_seed(0), batch=digits()[0][:256])
+    return net
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_function_or_a_module_of_ones_own_gets_the_weights_of_the_module(how: str, skip: bool) -> None:
+    written, module = WRITTEN[how]
+    net, reference = deep(written, 6, skip), deep(module, 6, skip)
+    for layer, other in zip(
+        [net.first, *net.layers, net.last], [reference.first, *reference.layers, reference.last], strict=True
+    ):
+        torch.testing.assert_close(layer.weight, other.weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(layer.bias, other.bias, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_signal_and_gradient_pass_through_thirty_calls(how: str) -> None:
+    net = deep(WRITTEN[how][0])
+    x, y = digits()
+    seen: list[Tensor] = []
+    for layer in net.layers:
+        layer.register_forward_hook(lambda _, __, output: seen.append(output.detach().clone()))
+    nn.functional.cross_entropy(net(x[:256]), y[:256]).backward()
+    # The share of what differs between inputs.
+    assert min(float(h.var(0).mean() / h.square().mean()) for h in seen) > 0.01
+    first, last = net.layers[0].weight, net.layers[-1].weight
+    assert first.grad is not None
+    assert last.grad is not None
+    ratio = (first.grad.norm() * first.norm() / (last.grad.norm() * last.norm())).item()
+    assert 0.1 < ratio < 10
+
+
+@pytest.mark.parametrize("how", ["MySigmoid", "F.softplus"])
+def test_thirty_calls_learn(how: str) -> None:
+    assert accuracy_after(deep(WRITTEN[how][0]), 60, lr=1e-3) > 0.5
+
+
+def test_an_activation_that_needs_places_or_as_many_channels_is_no_error() -> None:
+    for activation in (nn.Softmax(dim=3), nn.Softmax2d(), nn.PReLU(4)):
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), activation, nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+        )
+        dlblocks.initialize(net, "auto", batch=inputs(64, 64).reshape(64, 1, 8, 8))
+        assert net(inputs(64, 64).reshape(64, 1, 8, 8)).std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_what_is_compiled_is_seen_as_it_is_written() -> None:
+    compiled: Callable[[Tensor], Tensor] = torch.compile(lambda x: torch.sigmoid(x), backend="eager")
+    net, reference = deep(compiled, 2), deep(torch.sigmoid, 2)
+    assert torch.equal(net.last.weight, reference.last.weight)
+    assert torch.equal(net.last.bias, reference.last.bias)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
