@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import inf, isfinite, log, sqrt
+from math import exp, inf, isfinite, log, sqrt
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -268,11 +268,7 @@ class MeanField:
         return (self.residual + self._square * branch / _GRID).nan_to_num(inf, inf, inf)
 
     def _between(self, low: float, high: float) -> FixedPoint:
-        rises = self.variance(low) > low
-        for _ in range(60):
-            middle = sqrt(low * high)
-            low, high = (middle, high) if (self.variance(middle) > middle) == rises else (low, middle)
-        q = sqrt(low * high)
+        q = exp(_root(lambda x: log(self.variance(exp(x))) - x, log(low), log(high)))
         return FixedPoint(q, self._growth(q))
 
 
@@ -368,3 +364,22 @@ def _checked(q: float) -> float:
 def _squares(means: Means) -> Tensor:
     """E[phi^2] on the grid: of the activation alone, so that other variances of weights need it no more."""
     return means.moments(_GRID).square
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that changes its sign between two points is 0, by the Illinois variant of regula falsi
+    (Dowell & Jarratt 1971)."""
+    at_low, at_high = function(low), function(high)
+    x, side = low, 0
+    for _ in range(100):
+        steady = isfinite(at_low) and isfinite(at_high)
+        x = (low * at_high - high * at_low) / (at_high - at_low) if steady else (low + high) / 2
+        value = function(x)
+        if abs(value) < 1e-13 or high - low < 1e-13:
+            break
+        # An end that stays twice is taken for nearer to the root than it is.
+        if (value > 0) == (at_low > 0):
+            low, at_low, at_high, side = x, value, at_high / (2 if side > 0 else 1), 1
+        else:
+            high, at_high, at_low, side = x, value, at_low / (2 if side < 0 else 1), -1
+    return x
