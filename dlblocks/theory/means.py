@@ -59,32 +59,40 @@ class Means(Protocol):
     def moments(self, q: Tensor) -> Moments:
         """The means at each variance q."""
 
+    def at_zero(self) -> tuple[float, float, float]:
+        """`phi(0)`, its square, and `phi'(0)^2` as backpropagation takes it, where pre-activations are all 0; for an
+        activation of several features, means over its outputs."""
+
     def products(self, q: float, c: float) -> tuple[float, float]:
         """`E[phi(u) phi(v)]` and `E[phi'(u) phi'(v)]` for u, v of variance q and correlation c."""
 
 
-def means_of(activation: Spec | Callable[[Tensor], Tensor]) -> Means:
+def means_of(
+    activation: Spec | Callable[[Tensor], Tensor], features: int | None = None, count: int = 256
+) -> Means:
     """By quadrature if each number is mapped by itself, which is tried out; else from samples.
 
     A module is taken as it is in evaluation, so rrelu has its mean slope.
 
     Args:
         activation: a name, a `{name: ..., params}` mapping, a module, or a function of tensors.
+        features: how many it is given, if they act on one another; by default as many as for 64 outputs.
+        count: a quarter of the samples.
 
     Raises:
         UserError: it holds a norm layer, dropout or weights, is random, or lets instances act on one another.
     """
-    ratio = float(width_ratio(activation))
+    features = features or round(_WIDTH * width_ratio(activation))
     if callable(activation) and not isinstance(activation, (nn.Module, type)):
         function: Function = activation
         training = function
     else:
         function, training = plain_function(activation), _plain(activation)
         check_parts(training, name_of(activation))
-    check_behaviour(function, training, round(_WIDTH * ratio), name_of(activation))
+    check_behaviour(function, training, features, name_of(activation))
     if is_elementwise(function):
         return ByQuadrature(function)
-    return BySamples(function, ratio)
+    return BySamples(function, 1.0, width=features, count=count)
 
 
 def plain_function(activation: Spec) -> Function:
@@ -135,6 +143,11 @@ class ByQuadrature:
             # The derivative of the normal density, so that it holds across jumps too.
             weighted(square * (z.square() - 1), weights) / (2 * q),
         )
+
+    def at_zero(self) -> tuple[float, float, float]:
+        zero = torch.zeros(1, dtype=torch.float64)
+        value = float(self._function(zero).detach())
+        return value, value**2, float(slope(self._function, zero)) ** 2
 
     def products(self, q: float, c: float) -> tuple[float, float]:
         scale = torch.tensor(q, dtype=torch.float64).sqrt()
@@ -192,6 +205,11 @@ class BySamples:
             pulled.square().sum(-1).mean() / values.shape[-1],
             (later.square().mean() - values.square().mean()) / (step * q),
         )
+
+    def at_zero(self) -> tuple[float, float, float]:
+        values, pulled = self._values(torch.zeros_like(self._z[0]))
+        steep = pulled.square().sum(-1).mean() / values.shape[-1]
+        return float(values.mean()), float(values.square().mean()), float(steep)
 
     def products(self, q: float, c: float) -> tuple[float, float]:
         deviation = sqrt(max(0.0, 1 - c * c))
