@@ -24,6 +24,7 @@ from dlblocks.initializers.apply import initialize
 from dlblocks.optimizers.build import optimizer as build_optimizer
 from dlblocks.probing import copied, probed
 from dlblocks.registry import Spec
+from dlblocks.theory.prediction import predict
 
 # Tried where no rate is given, the likeliest first.
 RATES = {True: (1e-3, 1e-2, 1e-4), False: (1e-1, 1e-2, 1e-3, 1.0)}
@@ -88,7 +89,9 @@ def diagnose(
     found: tuple[str, ...] = ()
     if suggest and verdict.outcome in ("will not start", "will diverge"):
         found = tuple(_suggestions(model, case))
-    return Diagnosis(verdict, signal, ran, found, wrong)
+    # As the signal is measured: without dropout.
+    theory = predict(model, x[:_SEEN], dropout=False) if isinstance(x, Tensor) else None
+    return Diagnosis(verdict, signal, ran, found, wrong, theory)
 
 
 @dataclass(frozen=True)

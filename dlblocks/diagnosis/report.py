@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from dlblocks.diagnosis.trial import Trial
 from dlblocks.diagnosis.verdict import Verdict
 from dlblocks.errors import UserError
 from dlblocks.results import finite, write_atomically
+from dlblocks.theory.prediction import Prediction
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -45,6 +47,7 @@ class Diagnosis:
         trials: short runs, where the signal alone did not tell.
         suggestions: changes with which it would start, each tried out, such as `init=auto`.
         findings: what else is wrong: a double softmax, shapes that broadcast, labels of another format.
+        theory: what mean-field theory expects of the net; None where inputs are several tensors.
     """
 
     verdict: Verdict
@@ -52,6 +55,7 @@ class Diagnosis:
     trials: tuple[Trial, ...] = ()
     suggestions: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    theory: Prediction | None = None
 
     @property
     def sound(self) -> bool:
@@ -92,6 +96,7 @@ class Diagnosis:
         from rich.markup import escape
         from rich.panel import Panel
         from rich.table import Table
+        from rich.text import Text
 
         table = Table("layer", "deviation", "between inputs", "dead", "gradient", "update / weight", box=None)
         for layer in _shown(self.signal.layers):
@@ -108,7 +113,9 @@ class Diagnosis:
             )
         colour = _COLOURS.get(self.verdict.outcome, "red") if not self.findings else "red"
         title = f"diagnosis: {self.verdict.outcome}"
-        return Panel(Group(*map(escape, self.lines()), "", table), title=title, border_style=colour)
+        expected = _expected(self.theory)
+        body = [*map(escape, self.lines()), "", table, *(("", Text(expected, "dim")) if expected else ())]
+        return Panel(Group(*body), title=title, border_style=colour)
 
     def save(self, folder: str | Path) -> None:
         """Write `diagnosis.json` and `signal.png` into a folder."""
@@ -116,11 +123,29 @@ class Diagnosis:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(finite(asdict(self)), indent=2, allow_nan=False) + "\n"
         write_atomically(folder / "diagnosis.json", text)
-        draw(self.signal.layers, folder / "signal.png")
+        draw(self.signal.layers, folder / "signal.png", self.theory)
 
 
-def draw(layers: Sequence[Layer], path: Path) -> None:
-    """Draw the signal on its way forward and the gradient on its way back, per layer."""
+def _expected(theory: Prediction | None) -> str:
+    """What theory says of the net, in a sentence."""
+    if theory is None:
+        return ""
+    if not theory.modelled:
+        return f"Mean-field theory does not model this net: {theory.reason}"
+    if theory.chi is None or theory.fixed_variance is None or theory.depth_scale is None:
+        return ""
+    scale = "" if isinf(theory.depth_scale) else f", e-fold over {theory.depth_scale:.2g} layers"
+    moves = "shrinks" if theory.chi < 1 else "grows"
+    moves = "keeps" if isinf(theory.depth_scale) else moves
+    return (
+        f"Mean-field theory: with depth the variance goes to q* = {theory.fixed_variance:.2g}, where each hidden layer"
+        f" {moves} gradients by chi = {theory.chi:.3g} in mean square{scale}."
+    )
+
+
+def draw(layers: Sequence[Layer], path: Path, theory: Prediction | None = None) -> None:
+    """Draw the signal on its way forward and the gradient on its way back, per layer; and what theory expects of the
+    pre-activations, where it models the net."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -133,6 +158,11 @@ def draw(layers: Sequence[Layer], path: Path) -> None:
     forward.plot(at, [_positive(layer.deviation) for layer in layers], ".-", label="deviation")
     between = [_positive((layer.variation * (layer.deviation**2 + layer.mean**2)) ** 0.5) for layer in layers]
     forward.plot(at, between, ".--", label="between inputs")
+    forward.plot(at, [_positive(layer.output) for layer in layers], ".-", label="pre-activations", alpha=0.5)
+    expected = {layer.name: layer.variance for layer in theory.layers} if theory is not None else {}
+    roots = [(expected.get(layer.name) or 0.0) ** 0.5 for layer in layers]
+    if any(roots):
+        forward.plot(at, [_positive(root) for root in roots], "k:", label="as theory expects")
     backward.plot(at, [_positive(layer.gradient) for layer in layers], ".-", label="gradient")
     backward.plot(at, [_positive(layer.useful) for layer in layers], ".--", label="that tells inputs apart")
     for axes, name in ((forward, "signal"), (backward, "gradient of the weights")):

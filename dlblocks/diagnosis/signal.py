@@ -55,6 +55,7 @@ class Layer:
         identical: share of its units that give the same as another of its units for every input.
         dead: share of the units of the activation behind it whose slope is 0 for every input; None if unknown.
         saturated: share of that activation's values at which its slope is below 0.01; None if unknown.
+        output: root mean square of what it gives, which is what an activation behind it takes.
         weight: norm of its weights.
         gradient: norm of the loss's gradient by its weights; None if they are not trained.
         useful: norm of the part of that gradient that tells inputs apart; None if they are not trained.
@@ -71,6 +72,7 @@ class Layer:
     identical: float
     dead: float | None
     saturated: float | None
+    output: float
     weight: float
     gradient: float | None
     useful: float | None
@@ -283,6 +285,7 @@ def _layer(part: _Seen, rows: int, place: dict[int, int], whole: list[float], us
         identical=_identical(_units(made, part.module)),
         dead=dead,
         saturated=saturated,
+        output=float(made.double().square().mean().sqrt()),
         weight=norm_of(weights),
         gradient=hypot(*(whole[index] for index in trained)) if trained else None,
         useful=hypot(*(useful[index] for index in trained)) if trained else None,

@@ -224,3 +224,31 @@ def test_an_unknown_mode_is_refused() -> None:
 
 def test_a_report_is_public() -> None:
     assert dlblocks.Diagnosis is Diagnosis
+
+
+def test_what_theory_expects_is_beside_what_is_measured(digits, tmp_path: Path) -> None:
+    found = dlblocks.diagnose(net("tanh", "glorot_uniform", 5), digits, trials=False)
+    assert found.theory is not None
+    assert found.theory.modelled
+    expected = [layer.variance for layer in found.theory.layers]
+    measured = [layer.output**2 for layer in found.signal.layers]
+    assert measured == pytest.approx(expected, rel=0.3)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(found.panel())
+    assert "Mean-field theory: with depth the variance goes to q* = 0, where" in " ".join(
+        console.file.getvalue().replace("│", " ").split()
+    )
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["theory"]["chi"] == pytest.approx(
+        found.theory.chi
+    )
+
+
+def test_what_theory_does_not_model_is_said(digits) -> None:
+    found = dlblocks.diagnose(net("tanh", "zeros", 2), digits, trials=False)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(found.panel())
+    assert (
+        "Mean-field theory does not model this net: 0 (Linear): all its weights are 0."
+        in console.file.getvalue()
+    )
