@@ -51,12 +51,13 @@ def initialize(
         model: any module.
         init: a name, a `{name: ..., params}` mapping, or a callable `(tensor, fans=, generator=)`; or `auto`,
             which makes all weights orthogonal and then sets scales and biases on a batch, by what the
-            activations of the model need (`initializers.auto.adjust`). The
+            activations of the model need, be they modules or functions called in its code
+            (`initializers.auto.adjust`; of recurrent layers and attention, `initializers.sequences`). The
             mapping may have `rules`, `{pattern: initialiser}`: a parameter whose name matches the shell
             pattern gets that initialiser instead; the first that matches wins.
         bias_init: as `init`, without rules; `auto` is zeros, or with init=default what the layers came with.
         generator: of all random values; the global one if None.
-        batch: inputs as the model takes them, some hundred; for init=auto.
+        batch: a tensor of inputs as the model takes them, some hundred; for init=auto.
 
     Returns:
         The model.
@@ -64,7 +65,8 @@ def initialize(
     Raises:
         UserError: an initialiser that needs fans is given for biases, no weight is found, or no bias for a
             bias_init, a rule matches nothing, a layer is lazy and has no size yet, or its values are computed
-            from others, as under weight norm; init=auto without a batch, or with a bias_init.
+            from others, as under weight norm; init=auto without a batch, with one that the model
+            can't be run on, or with a bias_init.
 
     >>> import torch
     >>> net = nn.Linear(2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dlblocks.errors import UserError
 from dlblocks.initializers.chains import Activation, Chain
+from dlblocks.initializers.sequences import set_attention, set_recurrent
 from dlblocks.initializers.structured import identity
 from dlblocks.initializers.trace import trace
 from dlblocks.probing import probed
@@ -41,6 +43,9 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
     and no bias; one before a sum, as with a skip connection, 1 / (number of such layers). The last one gives a
     standard deviation of 0.1. A layer that is called several times is set at its first call.
 
+    An attention's queries, keys and values get variance 1 each, and its output is set as that of any layer; of
+    recurrent layers `sequences.set_recurrent` tells.
+
     Between two activations that outgrow every line (exp, relu^2), a layer of as many outputs as inputs passes each unit on
     by itself with its sign turned: `W = -s I` (`theory.operating_point`).
 
@@ -49,8 +54,10 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
         batch: inputs, as the model takes them.
 
     Raises:
-        UserError: the model can't be run on the batch, or a layer gives the same for all inputs.
+        UserError: the batch is no tensor, the model can't be run on the batch, or a layer gives the same for all inputs.
     """
+    if not isinstance(batch, Tensor):
+        raise UserError(f"init=auto: batch: give a tensor of inputs, not {type(batch).__name__}.")
     with probed(model, training=True), _uncompiled():
         seen = trace(model, batch)
         layers = seen.layers
@@ -77,16 +84,34 @@ def adjust(model: nn.Module, batch: Tensor) -> None:
                 turns = point_of(before).turns
                 if turns is not None and point_of(after).turns is not None:
                     _turn(layer, turns)
-        todo = set(layers)
+        todo = {*layers, *seen.recurrent}
 
-        def at_first_call(layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        def before_first_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if layer in todo:
+                given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+                if isinstance(layer, nn.MultiheadAttention):
+                    set_attention(layer, given["query"], given["key"], given["value"])
+                else:
+                    todo.discard(layer)
+                    set_recurrent(layer, given["input"], seen.recurrent[layer])
+
+        def at_first_call(layer: nn.Module, _: Any, output: Any) -> Any:
             if layer not in todo:
                 return None
             todo.discard(layer)
             last = seen.before[layer]
-            return _set(layer, output, target(layer), point_of(last).centring if last is not None else 0.0)
+            share = point_of(last).centring if last is not None else 0.0
+            name = type(layer).__name__
+            if isinstance(layer, nn.MultiheadAttention):
+                return _set(layer.out_proj, output[0], target(layer), share, name), *output[1:]
+            return _set(layer, output, target(layer), share, name)
 
         hooks = [layer.register_forward_hook(at_first_call) for layer in layers]
+        hooks += [
+            layer.register_forward_pre_hook(before_first_call, with_kwargs=True)
+            for layer in todo
+            if layer in seen.recurrent or isinstance(layer, nn.MultiheadAttention)
+        ]
         try:
             model(batch)
         finally:
@@ -110,7 +135,7 @@ def _turn(layer: nn.Module, turns: int) -> None:
         identity(weight, gain=turns, groups=groups)
 
 
-def _set(layer: nn.Module, output: Tensor, point: OperatingPoint, share: float) -> Tensor:
+def _set(layer: nn.Module, output: Tensor, point: OperatingPoint, share: float, name: str) -> Tensor:
     """Scale the weights, set the bias, and give what the layer then gives."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
@@ -125,7 +150,7 @@ def _set(layer: nn.Module, output: Tensor, point: OperatingPoint, share: float) 
     size = float(units.var(0, correction=0).mean() + (1 - share) ** 2 * centre.square().mean())
     if not 1e-30 < size < inf:
         what = "the same for all inputs of the batch" if size < 1 else "numbers that are not finite"
-        raise UserError(f"init=auto: {type(layer).__name__}{tuple(weight.shape)} gives {what}.")
+        raise UserError(f"init=auto: {name}{tuple(weight.shape)} gives {what}.")
     scale = sqrt(point.variance / size)
     weight.mul_(scale)
     if bias is None:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from dlblocks.errors import UserError
 from dlblocks.initializers.chains import Chain, Kind, Slot, copied, kind_of, look, maps_features, number
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED
 from dlblocks.surgery import find_activations
 
-_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.MultiheadAttention)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-_OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 # Of the functions that mix features, those that are activations: trials can't tell them from norms.
 _WIDE = ("glu", "softmax", "log_softmax", "softmin")
 _SUMS = ("add", "add_", "__radd__", "sub", "sub_", "__rsub__", "rsub")
@@ -40,20 +41,27 @@ class Trace:
     """The layers of a net in the order of their first calls, and what is around them then.
 
     Args:
-        layers: linear layers and convolutions.
-        before: the activation whose outputs a layer takes, through pooling, dropout and the like.
+        layers: linear layers, convolutions and MultiheadAttention.
+        recurrent: RNN, LSTM, GRU and their cells, with how often each is called.
+        before: the activation whose outputs a layer takes, through pooling, dropout and the like; none of an
+            attention, which takes several inputs.
         after: the activation that takes a layer's outputs; or `layer` if a layer or norm takes them, `function`
             if another function does, or nothing that could be seen, and `sum` if they are only added to others
             or given out.
     """
 
     layers: list[nn.Module]
+    recurrent: dict[nn.Module, int]
     before: dict[nn.Module, Chain | None]
     after: dict[nn.Module, Chain | Use]
 
 
 def trace(model: nn.Module, batch: Tensor) -> Trace:
-    """Run a model on a batch, without gradients, and tell what is in it."""
+    """Run a model on a batch, without gradients, and tell what is in it.
+
+    Raises:
+        UserError: the model can't be run on the batch.
+    """
     found = find_activations(model)
     activations = {model.get_submodule(item.name) for item in found if item.how == "module"}
     inside = {part for module in activations for part in module.modules() if part is not module}
@@ -63,6 +71,11 @@ def trace(model: nn.Module, batch: Tensor) -> Trace:
         watch.begin(batch)
         with watch:
             output = model(batch)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"init=auto: the model can't be run on the batch: {reason}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -99,6 +112,7 @@ class _Watch(TorchFunctionMode):
         self._copies: dict[Hashable, Callable[[Tensor], Tensor]] = {}
         self._depth = 0  # of modules whose inner calls don't count
         self._sources: dict[nn.Module, int] = {}
+        self._recurrent: dict[nn.Module, int] = {}
         self._before: dict[nn.Module, Chain | None] = {}
         self._uses: dict[int, Chain | Use] = {}
         self._sums: set[int] = set()
@@ -113,7 +127,7 @@ class _Watch(TorchFunctionMode):
 
     def hooked(self, module: nn.Module) -> list[RemovableHandle]:
         """Have the calls of a module noted."""
-        if module in self._activations or isinstance(module, (*_LAYERS, *_NORMS, *_OTHERS)):
+        if module in self._activations or isinstance(module, (*_LAYERS, *_RECURRENT, *_NORMS)):
             return [
                 module.register_forward_pre_hook(self._enter),
                 module.register_forward_hook(self._leave, with_kwargs=True),
@@ -132,7 +146,7 @@ class _Watch(TorchFunctionMode):
             layer: self._uses.get(source, "sum" if source in self._sums else "function")
             for layer, source in self._sources.items()
         }
-        return Trace(list(self._sources), self._before, after)
+        return Trace(list(self._sources), self._recurrent, self._before, after)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -190,16 +204,19 @@ class _Watch(TorchFunctionMode):
             self._pass(value, [made])
 
     def _meet(self, module: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Note a layer, a norm, or another module whose outputs are new to the layers after it."""
+        """Note a layer, a recurrent layer or a norm."""
         given = self._value(inputs[0])
         for tensor in inputs:
             self._use(tensor, "layer")
         for tensor in outputs:
             self._know(tensor, self._new())
         made = self._value(outputs[0])
-        if isinstance(module, _LAYERS) and module not in self._sources and made is not None:
+        if isinstance(module, _RECURRENT):
+            self._recurrent[module] = self._recurrent.get(module, 0) + 1
+        elif isinstance(module, _LAYERS) and module not in self._sources and made is not None:
             self._sources[module] = made.source
-            self._before[module] = given.chain if given is not None and given.chain.curved else None
+            alone = not isinstance(module, nn.MultiheadAttention)
+            self._before[module] = given.chain if alone and given and given.chain.curved else None
 
     def _passed(self, module: nn.Module, args: tuple[Any, ...], made: Any) -> None:
         """Note a module of others whose calls could not be seen, as those of scripted code."""

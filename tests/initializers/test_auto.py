@@ -271,6 +271,10 @@ def test_what_can_not_be_set_is_told() -> None:
         dlblocks.initialize(net, "auto")
     with pytest.raises(UserError, match="sets the biases too"):
         dlblocks.initialize(net, "auto", "zeros", batch=inputs())
+    with pytest.raises(UserError, match="batch: give a tensor of inputs, not list"):
+        dlblocks.initialize(net, "auto", batch=[inputs()])
+    with pytest.raises(UserError, match="the model can't be run on the batch: mat1 and mat2"):
+        dlblocks.initialize(net, "auto", batch=inputs(8, 3))
     with pytest.raises(UserError, match="gives the same for all inputs"):
         dlblocks.initialize(net, "auto", batch=torch.zeros(8, 32))
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlblocks.errors import UserError
 from dlblocks.initializers.chains import Activation, Chain
 from dlblocks.initializers.trace import Trace, trace
 from dlblocks.theory.operating_point import operating_point
@@ -229,6 +230,6 @@ def test_the_run_leaves_the_net_as_it_was() -> None:
     net = Between(lambda x: torch.relu_(net.own(x)), own=MySigmoid())
     traced(net)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(UserError, match=r"init=auto: the model can.t be run on the batch: mat1 and mat2"):
         trace(net, torch.zeros(2, 3))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
