@@ -148,7 +148,13 @@ class Trial:
         _call_lightning_module_hook(self.trainer, name, *arguments, pl_module=self.module)
 
     def set_rate(self, rate: float) -> None:
-        """Set the first group's learning rate, and the others' in proportion."""
+        """Set the first group's learning rate, and the others' in proportion.
+
+        Raises:
+            UserError: `configure_optimizers` gives None.
+        """
+        if not self._bases:
+            raise UserError(_wrong_number(self.module, 0))
         set_rates(self.optimizer, self._bases, rate)
 
     def step(self, batches: Sequence[Any]) -> float:
@@ -321,10 +327,7 @@ class Trial:
             )
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.module)
         if len(optimizers) != 1:
-            raise UserError(
-                f"{name}.configure_optimizers: gives {len(optimizers)} optimizers; a"
-                " learning rate can be found for one."
-            )
+            raise UserError(_wrong_number(self.module, len(optimizers)))
         return optimizers[0], schedulers
 
     def _share_gradients(self) -> None:
@@ -344,6 +347,13 @@ class Trial:
             value = value / self._processes
         number = float(value)
         return number if math.isfinite(number) else math.nan
+
+
+def _wrong_number(module: pl.LightningModule, optimizers: int) -> str:
+    return (
+        f"{type(module).__name__}.configure_optimizers: gives {optimizers} optimizers; a learning rate can be found for"
+        " one."
+    )
 
 
 def silent(loggers: Sequence[Logger]) -> list[Logger]:

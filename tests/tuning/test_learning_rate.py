@@ -533,6 +533,16 @@ def test_a_loss_that_ends_the_range_test_is_not_in_its_curve() -> None:
     assert max(choice.curve.smooth) < 5
 
 
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_module_without_an_optimizer_is_told() -> None:
+    class Fixed(Foreign):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    with pytest.raises(UserError, match=r"Fixed.configure_optimizers: gives 0 optimizers"):
+        find_lr(trainer(), Fixed(), train_dataloaders=loader())
+
+
 # The callback.
 
 
