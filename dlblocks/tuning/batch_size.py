@@ -271,7 +271,9 @@ class BatchSizeFinder(Finder):
             whole = trials is not None
             if trials is not None:
                 updates = trials.updates
-                trial = Trial(trainer, module, _RATE, alone=True, callbacks=self.callbacks)
+                trial = Trial(trainer, module, alone=True, callbacks=self.callbacks)
+                if trial.has_rate:
+                    trial.set_rate(_RATE)
                 seconds = _seconds_a_step(trial, trials.train, trials.judged)
         except Exception as error:
             if not memory.is_out_of_memory(error):

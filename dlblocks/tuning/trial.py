@@ -147,6 +147,11 @@ class Trial:
             return
         _call_lightning_module_hook(self.trainer, name, *arguments, pl_module=self.module)
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether there is an optimizer at all."""
+        return bool(self._bases)
+
     def set_rate(self, rate: float) -> None:
         """Set the first group's learning rate, and the others' in proportion.
 

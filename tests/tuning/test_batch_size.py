@@ -730,3 +730,12 @@ def test_two_processes_agree_though_one_runs_out(tmp_path: Path) -> None:
     assert [fits for _, fits, _ in rows] == [True] * 6 + [False]
     # Both wait for the slower one.
     assert [speed for *_, speed in rows[:-1]] == [2 ** (i + 1) / 2e-3 for i in range(6)]
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_a_module_without_an_optimizer_gets_a_size() -> None:
+    class Fixed(Foreign):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    assert find_batch_size(trainer(), Fixed(), Data(300), attribute="batch").size >= 2
