@@ -23,7 +23,7 @@ from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED
 from dlblocks.surgery import find_activations
 
 _LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.MultiheadAttention)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Of the functions that mix features, those that are activations: trials can't tell them from norms.
 _WIDE = ("glu", "softmax", "log_softmax", "softmin")
@@ -127,7 +127,7 @@ class _Watch(TorchFunctionMode):
 
     def hooked(self, module: nn.Module) -> list[RemovableHandle]:
         """Have the calls of a module noted."""
-        if module in self._activations or isinstance(module, (*_LAYERS, *_RECURRENT, *_NORMS)):
+        if module in self._activations or _is_layer(module):
             return [
                 module.register_forward_pre_hook(self._enter),
                 module.register_forward_hook(self._leave, with_kwargs=True),
@@ -348,6 +348,13 @@ class _Watch(TorchFunctionMode):
         """Whether a tensor of unknown origin has a row for each input, so that it may follow from the batch."""
         rows = tensor.ndim == made.ndim and tensor.shape[:1] == made.shape[:1] != (1,)
         return rows and not self._is_constant(tensor)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether it is a layer or a norm; a recurrent layer or attention that others call in their way is none."""
+    if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
+        return any(type(module).forward is kind.forward for kind in (*_RECURRENT, nn.MultiheadAttention))
+    return isinstance(module, (*_LAYERS, *_NORMS))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -211,3 +211,44 @@ def test_a_transformer_of_torch() -> None:
     )
     initialized(net, inputs(30.0))
     assert net(inputs(30.0)).std().item() == pytest.approx(0.1, rel=0.3)
+
+
+def test_layers_that_others_call_in_their_way_keep_their_weights() -> None:
+    class SelfAttention(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            out: Tensor = super().forward(x, x, x)[0]
+            return out
+
+    class Last(nn.LSTM):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            out: Tensor = super().forward(x)[0][:, -1]
+            return out
+
+    net = nn.Sequential(
+        SelfAttention(8, 2, batch_first=True), Last(8, 16, 2, batch_first=True), nn.Linear(16, 3)
+    )
+    initialized(net, inputs())
+    for gate in [*net[0].in_proj_weight.chunk(3), *net[1].weight_ih_l0.chunk(4)]:
+        assert torch.allclose(gate.T @ gate, torch.eye(8), atol=1e-5)
+    assert net(inputs()).std().item() == pytest.approx(0.1, rel=0.3)
+
+
+def test_words_are_read() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.layer, self.last = (
+                nn.Embedding(20, 8),
+                nn.GRU(8, 16, batch_first=True),
+                nn.Linear(16, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.tanh(self.layer(input=self.words(x))[1][0]))
+            return out
+
+    net, x = Words(), torch.randint(20, (64, 12), generator=torch.Generator().manual_seed(1))
+    initialized(net, x)
+    for gate in net.layer.weight_ih_l0.chunk(3):
+        assert mean_square(net.words(x) @ gate.T) == pytest.approx(1.0, rel=0.05)
+    assert net(x).std().item() == pytest.approx(0.1, rel=0.3)
