@@ -159,7 +159,7 @@ class _Control:
     def __init__(self, start: Callable[[], Trial], step: Callable[[Trial], float]) -> None:
         self._start, self._step = start, step
         self._trial: Trial | None = None
-        self.failure: Exception | None = None
+        self.failure = ""
 
     def loss(self, of: Callable[[Trial], float], trial: Trial) -> float:
         """A loss of a trial; NaN also where it fails and the control does not.
@@ -173,7 +173,8 @@ class _Control:
         except Exception as error:
             if not isinstance(error, NonFiniteLossError) and not self._blames_rate(error, of, steps):
                 raise
-            self.failure = error
+            # The error itself would keep its trial.
+            self.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             return math.nan
 
     def _blames_rate(self, error: Exception, of: Callable[[Trial], float], steps: int) -> bool:
@@ -290,7 +291,7 @@ def _race(
     if best is None:
         raise UserError(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
-            f" the data and the initialisation.{_told(control.failure)}"
+            f" the data and the initialisation. {control.failure}".rstrip()
         )
     judged_by = judge.told if batches.validation else "loss on training batches kept apart"
     return LearningRateChoice(
@@ -300,12 +301,6 @@ def _race(
         judged_by=judged_by,
         laps=tuple(laps),
     )
-
-
-def _told(failure: Exception | None) -> str:
-    if failure is None:
-        return ""
-    return f" At the last it failed: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
 
 def _explained(best: Lap, laps: list[Lap], judged_by: str, rates: list[float], unseen: float) -> str:

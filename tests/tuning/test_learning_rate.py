@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import itertools
 import json
@@ -11,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +367,28 @@ def test_what_raises_at_too_high_a_rate_is_judged_as_what_is_nan_there() -> None
     nan, *others = (find_lr(trainer(), kind(), **given).laps for kind in (OneNaN, Refuses, Asserts, Skips))
     for laps in others:
         assert [str(lap) for lap in laps] == [str(lap) for lap in nan]
+
+
+@pytest.mark.parametrize("method", ["race", "valley"])
+def test_no_copy_of_the_module_is_left(method: Any) -> None:
+    """Not even where trials failed, and before any garbage is collected."""
+    copies: weakref.WeakSet[Any] = weakref.WeakSet()
+    tried: list[int] = []
+
+    class Watched(Refuses):
+        def on_fit_start(self) -> None:
+            copies.add(self)
+            tried.append(1)
+
+    module = Watched()
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    gc.disable()
+    try:
+        find_lr(trainer(), module, method=method, **given)
+        assert [copied for copied in copies if copied is not module] == []
+    finally:
+        gc.enable()
+    assert len(tried) > 3
 
 
 class Mistaken(Foreign):
