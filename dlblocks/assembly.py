@@ -14,7 +14,6 @@ from dlblocks.module import LitModule
 from dlblocks.probing import probed
 from dlblocks.recipe import Recipe
 from dlblocks.tasks import resolve
-from dlblocks.tuning.sizes import effective_above
 
 
 def build_data(recipe: Recipe) -> TableDataModule:
@@ -48,17 +47,6 @@ def logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dic
     """At least one logged step in each epoch, however few steps it has."""
     every = int(trainer.get("log_every_n_steps", 50))
     return {**trainer, "log_every_n_steps": max(1, min(every, len(data.train_dataloader())))}
-
-
-def check_effective(recipe: Recipe, data: TableDataModule) -> None:
-    """Batches are accumulated within an epoch.
-
-    Raises:
-        UserError: an update would take more than the training set.
-    """
-    effective = recipe.batches["effective"]
-    if effective is not None and effective > data.n_train:
-        raise effective_above(effective, data.n_train)
 
 
 def check_batch_norm(module: LitModule, data: TableDataModule) -> None:

@@ -19,6 +19,18 @@ from dlblocks.tuning.batch_size import find_batch_size
 from dlblocks.tuning.finder import Choice, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
+from dlblocks.tuning.sizes import effective_above
+
+
+def check_effective(recipe: Recipe, data: TableDataModule) -> None:
+    """Batches are accumulated within an epoch.
+
+    Raises:
+        UserError: an update would take more than the training set.
+    """
+    effective = recipe.batches["effective"]
+    if effective is not None and effective > data.n_train:
+        raise effective_above(effective, data.n_train)
 
 
 def set_rate(

@@ -20,7 +20,6 @@ from dlblocks.assembly import (
     build_data,
     build_module,
     check_batch_norm,
-    check_effective,
     logged_every_epoch,
 )
 from dlblocks.checkpoints import Checkpoint, newest, read, tidy
@@ -29,7 +28,7 @@ from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.endings import together
 from dlblocks.errors import Interrupted, UserError
-from dlblocks.finding import rescale, set_batch_size, set_rate
+from dlblocks.finding import check_effective, rescale, set_batch_size, set_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.moved import Moved

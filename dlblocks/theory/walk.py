@@ -128,6 +128,8 @@ def walk(calls: Sequence[Call], output: Any, dropout: bool, segments: list[Segme
     for place, call in enumerate(calls[start:], start):
         if not call.single:
             raise NotModelledError(f"{call.where}: takes or gives something else than one tensor.")
+        if call.given.ndim < 2:
+            raise NotModelledError(f"{call.where}: is given one vector in place of a batch.")
         if previous is not None:
             if not shares(previous.made, call.given) or previous.after != call.before:
                 raise NotModelledError(f"{call.where}: what it is given {_ELSE}")

@@ -300,7 +300,7 @@ def test_what_is_wrong_with_a_batch_is_said(given: Callable[..., object], told: 
         (torch.relu, None, "no torch.nn.Module that can be looked into"),
         (nn.Sequential(nn.Flatten()), None, "calls no layer with weights"),
         (mlp().requires_grad_(False), None, "nothing to train"),
-        (mlp(), nn.CrossEntropyLoss(reduction="none"), "one is needed: reduction=mean"),
+        (mlp(), nn.CrossEntropyLoss(reduction="none"), "training needs one number"),
     ],
 )
 def test_what_is_wrong_with_a_net_or_a_loss_is_said(net: nn.Module, loss: object, told: str) -> None:
