@@ -16,12 +16,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks.assembly import (
-    build_data,
-    build_module,
-    check_batch_norm,
-    logged_every_epoch,
-)
+from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
 from dlblocks.checkpoints import Checkpoint, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal
 from dlblocks.data.module import TableDataModule

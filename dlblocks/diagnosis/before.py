@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dlblocks.diagnosis.diagnose import diagnose
 from dlblocks.diagnosis.report import Diagnosis
+from dlblocks.diagnosis.stepper import without_rate
 from dlblocks.module import LitModule
 
 # Instances looked at, fewer where they are large, and the numbers in them at most.
@@ -38,7 +39,7 @@ def diagnose_on(
         module.net,
         (x[chosen], y[chosen]),
         loss=module.criterion,
-        optimizer=module.optimizer_spec,
+        optimizer=without_rate(module.optimizer_spec) if lr is None else module.optimizer_spec,
         lr=lr,
         batch_size=batch_size,
         trials=thorough or sum(p.numel() for p in module.net.parameters()) <= _PARAMETERS,

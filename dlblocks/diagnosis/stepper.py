@@ -42,6 +42,14 @@ def rate_of(optimizer: Spec) -> float | None:
     return None if rate is None or isinstance(rate, str) else float(rate)
 
 
+def without_rate(optimizer: Spec) -> Spec:
+    """An optimizer, given by name, whose rate is still to be found."""
+    if not isinstance(optimizer, Mapping):
+        return optimizer
+    kept = {key: value for key, value in optimizer.items() if key != "lr"}
+    return kept | ({"base": without_rate(kept["base"])} if "base" in kept else {})
+
+
 def takes_rate(optimizer: Spec) -> bool:
     """Whether it has a learning rate at all."""
     if isinstance(optimizer, (str, Mapping)):

@@ -648,10 +648,10 @@ BLOCKS: tuple[Block, ...] = (
            lr=0.1, momentum=0.0, beta=0.0, eps=1e-30,
            formula="v = min(r of its row, c of its column) + g^2; r, c = largest v of each row and column; theta -= lr * g /"
            " sqrt(v + eps)"),
-    _entry("shampoo", "Shampoo", "Preconditioned on both sides of a matrix by inverse roots.", "Gupta et al. 2018, arXiv:1802.09568",
+    replace(_entry("shampoo", "Shampoo", "Preconditioned on both sides of a matrix by inverse roots.", "Gupta et al. 2018, arXiv:1802.09568",
            Param("preconditioning_compute_steps", 1, "int", "steps between two inverse roots", "[1, inf)"),
            lr=1e-3, momentum=0.0, weight_decay=0.0, weight_decouple=False, fixed_decay=False, matrix_eps=1e-6,
-           formula="L += g g', R += g' g; theta -= lr * L^(-1/4) g R^(-1/4)"),
+           formula="L += g g', R += g' g; theta -= lr * L^(-1/4) g R^(-1/4)"), target="dlblocks.optimizers.shampoo:Shampoo"),
     _entry("soap", "SOAP", "Adam in the eigenbasis of Shampoo.", "Vyas et al. 2024, arXiv:2409.11321",
            Param("shampoo_beta", None, "float", "decay rate of the preconditioner; null is beta_2", "[0, 1)"),
            Param("max_precondition_dim", 10000, "int", "larger dimensions are left alone", "[1, inf)"),

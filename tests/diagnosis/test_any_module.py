@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 import dlblocks
 from dlblocks.diagnosis.signal import measure, weighs
+from dlblocks.diagnosis.stepper import without_rate
 from dlblocks.diagnosis.verdict import Verdict
 from dlblocks.errors import UserError
 from dlblocks.probing import copied
@@ -363,3 +366,15 @@ def test_time_that_comes_first_is_not_taken_for_instances() -> None:
     assert cells.variation == pytest.approx(
         float(flat.var(0, correction=0).mean() / flat.square().mean()), rel=1e-5
     )
+
+
+def test_a_rate_that_is_still_to_be_found_does_not_count(tmp_path: Path) -> None:
+    quiet = ("callbacks.progress_bar=null", "trainer.max_epochs=1")
+    for rate, known in (("auto", False), ("0.1", True)):
+        dlblocks.train(
+            dlblocks.compose("data=wine", "optimizer=sgd", f"optimizer.lr={rate}", *quiet), tmp_path / rate
+        )
+        told = json.loads((tmp_path / rate / "diagnosis.json").read_text())
+        assert [layer["update"] is not None for layer in told["signal"]["layers"]] == [known] * 3
+    wrapped = {"name": "lookahead", "k": 5, "base": {"name": "sgd", "lr": 0.1}}
+    assert without_rate(wrapped) == {"name": "lookahead", "k": 5, "base": {"name": "sgd"}}
