@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from dlblocks.errors import first_line
+
 
 def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """What computes the net's output by a compiled copy of its code; the parameters stay the net's own.
@@ -30,7 +32,7 @@ def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
             out: Tensor = function(x)
             return out
         except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             warnings.warn(
                 f"compile=true: the net can't be compiled here ({reason}); it trains as it is.", stacklevel=2
             )

@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed import DistNetworkError, DistStoreError
 
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 from dlblocks.processes import JOINED, STARTER, rank, starter, taken_message
 
 # Seconds: between two looks at the others, and for a process to find out by itself.
@@ -94,11 +94,11 @@ def together(trainer: pl.Trainer, folder: Path, last_words: Callable[[str], None
         if reason is None and isinstance(error, (DistNetworkError, DistStoreError)):
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = (
-                f"the processes can't meet at {place} ({_first_line(error)}). Set MASTER_ADDR and MASTER_PORT to a"
+                f"the processes can't meet at {place} ({first_line(error)}). Set MASTER_ADDR and MASTER_PORT to a"
                 " free port of the main machine that all can reach; on one machine, leave them unset."
             )
         if reason is None and any(word in str(error).lower() for word in _LOST):
-            reason = f"another process of this run ended before its time ({_first_line(error)})."
+            reason = f"another process of this run ended before its time ({first_line(error)})."
         if reason is None:
             raise
         raise UserError(reason) from error
@@ -167,7 +167,3 @@ def _end() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

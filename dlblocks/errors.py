@@ -56,3 +56,8 @@ def unknown(what: str, name: str, legal: Iterable[str], where: str = "") -> Unkn
         f"{place}unknown {what} {name!r}.{did_you_mean(name, legal)}"
         f" Legal: {', '.join(legal) if legal else '(none)'}."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 
 NAME = "fsdp2"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -85,7 +85,7 @@ def check_optimizer(build: Callable[[nn.Module], Optimizer], mesh: DeviceMesh) -
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"optimizer: can't update a divided net ({reason}). {_INSTEAD}") from error
     for old, one, two in zip(before, net.parameters(), other.parameters(), strict=True):
         moved, apart = (one - old).norm(), (whole(two) - one.cpu()).norm()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 from dlblocks.probing import probed
 
 
@@ -63,8 +63,9 @@ def output_of(net: nn.Module, x: Any) -> Tensor:
         else:
             made = net(x)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        said = str(error).strip().split("\n")[0]
-        raise UserError(f"diagnosis: {type(net).__name__} can't be run on {_described(x)}: {said}") from error
+        raise UserError(
+            f"diagnosis: {type(net).__name__} can't be run on {_described(x)}: {first_line(error)}"
+        ) from error
     output = made.get("logits", made) if isinstance(made, Mapping) else getattr(made, "logits", made)
     if not isinstance(output, Tensor) or not output.ndim:
         given = "one number for the whole batch" if isinstance(output, Tensor) else type(made).__name__

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dlblocks.diagnosis.graph import End, kind_of
 from dlblocks.diagnosis.report import Finding
 from dlblocks.diagnosis.signal import LossFunction
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 from dlblocks.losses.combined import Sum
 from dlblocks.losses.terms import contract
 from dlblocks.module import LitModule
@@ -149,7 +149,7 @@ def refusal(
         return Finding("data", cure)
     if outside and target in ("indices", ""):
         return outside
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     return Finding("loss", f"{name} can't compare {_described(output, y)}: {said[:_BRIEF].rstrip('.')}.")
 
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlblocks.errors import UserError, did_you_mean
+from dlblocks.errors import UserError, did_you_mean, first_line
 from dlblocks.hydra import GROUPS
 from dlblocks.hydra.plain import plain
 from dlblocks.registry import REGISTRY
@@ -33,7 +33,7 @@ def explain(error: Exception, arguments: Sequence[str], config_path: str, config
                 return found
         except (HydraException, OmegaConfBaseException):
             pass
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(error)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

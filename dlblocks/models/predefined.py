@@ -10,7 +10,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from dlblocks.errors import MissingPackageError, UserError, did_you_mean
+from dlblocks.errors import MissingPackageError, UserError, did_you_mean, first_line
 from dlblocks.probing import probed
 from dlblocks.registry import Spec, name_of
 from dlblocks.surgery import replace_activations
@@ -153,7 +153,7 @@ def _try(net: nn.Module, input_shape: Sequence[int], outputs: int, name: str) ->
             got = net(torch.zeros(2, *input_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
         shape = "x".join(map(str, input_shape))
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"model.name={name}: can't take pictures of {shape} ({reason}). Set model.image_size, such as 224."
         ) from error
