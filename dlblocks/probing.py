@@ -6,10 +6,13 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 _DROPOUT = nn.modules.dropout._DropoutNd
 
@@ -68,13 +71,12 @@ def random_states() -> Iterator[None]:
             torch.mps.set_rng_state(mps)
 
 
-def copied(net: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+def copied(net: Net) -> Net:
     """A copy of a net, also of one that keeps what it has computed, as old `weight_norm` does: torch refuses to copy
     tensors that have a history.
 
     Args:
         net: stays as it is.
-        memo: as of `copy.deepcopy`, to find which part was copied to which.
     """
     computed = [
         (part, name, value)
@@ -85,7 +87,7 @@ def copied(net: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
     for part, name, value in computed:
         vars(part)[name] = value.detach()
     try:
-        return copy.deepcopy(net, memo)
+        return copy.deepcopy(net)
     finally:
         for part, name, value in computed:
             vars(part)[name] = value

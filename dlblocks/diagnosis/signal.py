@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from dlblocks.diagnosis.batch import output_of
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 from dlblocks.probing import probed
 from dlblocks.surgery import find_activations
+from dlblocks.theory.structure import directions
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -164,7 +165,7 @@ def _loss_of(output: Tensor, y: Tensor, loss: LossFunction) -> Tensor:
         value = loss(output, y)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = f"outputs {tuple(output.shape)} and targets {tuple(y.shape)}"
-        raise LossError(f"loss: does not take {shapes}: {str(error).strip().splitlines()[0]}") from error
+        raise LossError(f"loss: does not take {shapes}: {first_line(error)}") from error
     if value.numel() != 1:
         raise LossError(f"loss: gives {tuple(value.shape)} numbers, and one is needed: reduction=mean.")
     return value.reshape(())
@@ -327,13 +328,10 @@ def _correlation(values: Tensor) -> float:
 
 
 def _dimensions(values: Tensor) -> float:
-    """The participation ratio of the directions in which instances differ."""
+    """In how many directions instances differ, by some of them and of their numbers."""
     flat = values[:_ROWS]
     flat = flat[:, :: max(1, ceil(flat.shape[1] / _COLUMNS))].double()
-    flat = flat - flat.mean(0)
-    products = flat @ flat.T
-    total, squares = float(products.trace()), float(products.square().sum())
-    return total**2 / squares if squares > 0 else 0.0
+    return directions(flat)
 
 
 def _units(values: Tensor, layer: nn.Module) -> Tensor:

@@ -162,7 +162,9 @@ def _measure(net: nn.Module, x: Any, y: Tensor, loss: LossFunction) -> Callable[
         # Half of the probabilities, and none of the logits, lie on this side.
         border = 0.5 if float(output.min()) >= 0 and float(output.max()) <= 1 else 0.0
         return partial(_accuracy_skill, lambda given: (given.flatten() > border).to(y.dtype))
-    return partial(_loss_skill, loss, _constant_loss(output, y, loss))
+    # The mean output of the untrained net is one that the loss takes.
+    mean = output.mean(0, keepdim=True) if output.is_floating_point() else torch.zeros_like(output[:1])
+    return partial(_loss_skill, loss, constant_loss(mean.nan_to_num(0, 0, 0), y, loss))
 
 
 def _accuracy_skill(guess: Callable[[Tensor], Tensor], output: Tensor, y: Tensor) -> float:
@@ -187,21 +189,23 @@ def _loss_skill(loss: LossFunction, baseline: float, output: Tensor, y: Tensor) 
     return (baseline - value) / max(abs(baseline), abs(value)) if value != baseline else 0.0
 
 
-def _constant_loss(output: Tensor, y: Tensor, loss: LossFunction) -> float:
+def constant_loss(start: Tensor, y: Tensor, loss: LossFunction) -> float:
     """The loss of the best constant output, which a net reaches that tells no inputs apart.
 
-    Searched from the mean output of the untrained net, which is one that the loss takes: some take probabilities only,
-    and raise where the search leaves them; then the best so far counts.
+    Some losses take probabilities only, and raise where the search leaves them; then the best so far counts.
+
+    Args:
+        start: one instance's output, which the loss takes.
+        y: targets.
+        loss: `loss(output, y)`, a number.
     """
-    mean = output.mean(0, keepdim=True) if output.is_floating_point() else torch.zeros_like(output[:1])
-    constant = mean.nan_to_num(0, 0, 0).contiguous().requires_grad_()
+    constant = start.detach().contiguous().requires_grad_()
     search = torch.optim.LBFGS([constant], max_iter=50, line_search_fn="strong_wolfe")
     found: list[float] = []
 
     def closure() -> Tensor:
-        search.zero_grad()
         value = loss(constant.expand(len(y), *constant.shape[1:]).contiguous(), y)
-        torch.autograd.backward(value)
+        (constant.grad,) = torch.autograd.grad(value, constant)  # a loss may have parameters; they get none
         if isfinite(float(value.detach())):
             found.append(float(value.detach()))
         return value

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dlblocks.diagnosis.report import Finding
 from dlblocks.diagnosis.signal import matrices, weighs
+from dlblocks.diagnosis.trial import constant_loss
 from dlblocks.module import LitModule
 from dlblocks.results import write_table
 
@@ -219,16 +220,7 @@ def _chance(module: LitModule, y: Tensor, output: torch.Size) -> float:
     """The loss of the best constant output; nan for many outputs, or a sum, which depends on the batch."""
     if output.numel() > _OUTPUTS or getattr(module.loss, "reduction", "mean") == "sum":
         return nan
-    constant = torch.zeros(1, *output, device=y.device, requires_grad=True)
-    search = torch.optim.LBFGS([constant], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        value = module.criterion(constant.expand(len(y), *output), y)
-        (constant.grad,) = torch.autograd.grad(value, constant)  # a loss may have parameters; they get none
-        return value
-
-    search.step(closure)  # type: ignore[no-untyped-call]
-    return float(closure().detach())
+    return constant_loss(torch.zeros(1, *output, device=y.device), y, module.criterion)
 
 
 def _has_instances(given: Tensor, module: nn.Module) -> bool:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 from dlblocks.initializers.chains import Chain, Kind, Slot, copied, kind_of, look, maps_features, number
 from dlblocks.initializers.fans import CONVOLUTIONS, TRANSPOSED
 from dlblocks.surgery import find_activations
+from dlblocks.theory.checks import NORMS
 
 _LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.MultiheadAttention)
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # Of the functions that mix features, those that are activations: trials can't tell them from norms.
 _WIDE = ("glu", "softmax", "log_softmax", "softmin")
 _SUMS = ("add", "add_", "__radd__", "sub", "sub_", "__rsub__", "rsub")
@@ -74,8 +74,7 @@ def trace(model: nn.Module, batch: Tensor) -> Trace:
     except UserError:
         raise
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"init=auto: the model can't be run on the batch: {reason}") from error
+        raise UserError(f"init=auto: the model can't be run on the batch: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -354,7 +353,7 @@ def _is_layer(module: nn.Module) -> bool:
     """Whether it is a layer or a norm; a recurrent layer or attention that others call in their way is none."""
     if isinstance(module, (*_RECURRENT, nn.MultiheadAttention)):
         return any(type(module).forward is kind.forward for kind in (*_RECURRENT, nn.MultiheadAttention))
-    return isinstance(module, (*_LAYERS, *_NORMS))
+    return isinstance(module, (*_LAYERS, *NORMS))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -1,4 +1,5 @@
-"""Whether the weights of a layer look like independent draws around 0, of which alone the theory speaks."""
+"""Whether the weights of a layer look like independent draws around 0, of which alone the theory speaks; and in how many
+directions instances differ."""
 
 from __future__ import annotations
 
@@ -55,6 +56,15 @@ def structure_of(weight: Tensor) -> str | None:
     if _directions(matrix) < (0.8 if min(outputs, inputs) >= _MANY else 0.5):
         return "its weights depend on one another: they have fewer directions than independent draws"
     return None
+
+
+def directions(values: Tensor) -> float:
+    """In how many directions rows differ: the participation ratio of their covariance C, `(tr C)^2 / tr C^2`; 0 if
+    they are all the same."""
+    apart = values - values.mean(0)
+    products = apart @ apart.T
+    squares = float(products.square().sum())
+    return float(products.trace()) ** 2 / squares if squares > 0 else 0.0
 
 
 def _unlike_one(value: float, count: int) -> bool:

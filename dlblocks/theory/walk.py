@@ -15,7 +15,7 @@ from dlblocks.theory.checks import DROPOUTS
 from dlblocks.theory.mean_field import Norm
 from dlblocks.theory.means import Means
 from dlblocks.theory.module_means import table_of
-from dlblocks.theory.structure import structure_of
+from dlblocks.theory.structure import directions, structure_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEATURE_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -383,7 +383,7 @@ def _through_batch_norm(signal: Signal, call: Call, segment: Segment) -> Signal:
     if signal.axis != 1:
         raise NotModelledError(f"{call.where}: normalises another dimension than the features.")
     values = call.given.detach().double().movedim(1, -1).flatten(0, -2)
-    if len(values) < _INSTANCES or _directions(values[:_COMPARED]) < _LEAST_DIRECTIONS:
+    if len(values) < _INSTANCES or directions(values[:_COMPARED]) < _LEAST_DIRECTIONS:
         raise NotModelledError(
             f"{call.where}: the batch has too few instances, or they differ in one direction only."
         )
@@ -401,14 +401,6 @@ def _through_batch_norm(signal: Signal, call: Call, segment: Segment) -> Signal:
     # With dropout before it as without, what it gives has variance 1 times its scale.
     zero = torch.zeros_like(signal.square)
     return replace(signal, square=_square(call.made, 1), mean=zero, noise=zero)
-
-
-def _directions(values: Tensor) -> float:
-    """In how many directions the rows differ: the participation ratio of their variances."""
-    apart = values - values.mean(0)
-    products = apart @ apart.T
-    size = float(products.square().sum())
-    return float(products.trace().square()) / size if size > 0 else 0.0
 
 
 def _through_pooling(signal: Signal, call: Call, segment: Segment) -> Signal:

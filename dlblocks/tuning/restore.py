@@ -18,7 +18,7 @@ from lightning.fabric.utilities.device_dtype_mixin import _DeviceDtypeModuleMixi
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
-from dlblocks.probing import random_states
+from dlblocks.probing import copied, random_states
 
 # What trials replace in a Trainer and its strategy.
 _TRAINER = ("callbacks", "loggers", "limit_train_batches", "limit_val_batches", "should_stop", "state")
@@ -181,7 +181,7 @@ def same_values(module: nn.Module) -> Iterator[None]:
 
 def detached_copy(module: pl.LightningModule, trainer: pl.Trainer) -> pl.LightningModule:
     """A copy that a trial may spoil: it sees the Trainer, and what it logs goes nowhere."""
-    made = copy.deepcopy(module)
+    made = copied(module)
     made.trainer = trainer
     for part in made.modules():
         _clear_gradients(part)
