@@ -132,8 +132,8 @@ class Block:
         differs_from: library (`torch`, `keras`, `jax`, `optax`, `timm`, `pytorch-optimizer`) -> how the
             numbers of its block of the same name differ from ours; tests hold each to be just that.
         tags: facts that code asks for, by kind: `elementwise`, `trainable`, `width_ratio`
-            (activations), `tasks`, `expects`, `target` (losses), `interval`, `needs_total`
-            (schedulers), `needs_fan` (initialisers), ...
+            (activations), `tasks`, `expects`, `target` (losses), `gradient_degree` (optimizers), `interval`,
+            `needs_total` (schedulers), `needs_fan` (initialisers), ...
         package: the pip requirement that brings the target, where it is not a dependency.
         owner: who described it; named when two claim one name.
     """

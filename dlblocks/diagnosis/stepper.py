@@ -18,7 +18,7 @@ from dlblocks.registry import REGISTRY, Spec, name_of
 def descends(optimizer: Spec) -> bool:
     """Whether its steps are in proportion to the gradient, as those of SGD."""
     if isinstance(optimizer, (str, Mapping)):
-        return bool(_tag(optimizer, "gradient_descent"))
+        return bool(_tag(optimizer, "gradient_degree") == 1)
     kind = _class_of(optimizer)
     return isinstance(kind, type) and issubclass(kind, (torch.optim.SGD, torch.optim.ASGD))
 

@@ -3,6 +3,9 @@
 Formulas: theta are the parameters, g the gradient of the loss at theta, t = 1, 2, ... the update; all
 operations are elementwise unless the entry says otherwise. `l2` decay adds weight_decay * theta to g
 before anything else; `decoupled` decay shrinks theta by lr * weight_decay * theta beside the update.
+
+An elementwise one has a `gradient_degree` k if its steps on c g are c^k times those on g, for any c > 0, up to eps, noise
+and first steps: 1 for those of gradient descent, 0 for adaptive ones.
 """
 
 from __future__ import annotations
@@ -27,12 +30,16 @@ def _entry(
     *params: Param,
     decay: Literal["l2", "decoupled"] = "l2",
     linear_in_lr: bool = True,
-    gradient_descent: bool = False,
+    gradient_degree: int = 0,
     **about: Any,
 ) -> Block:
-    tags = {"elementwise": True, "linear_in_lr": linear_in_lr, "closure": False, "kind_of_decay": decay}
-    if gradient_descent:
-        tags["gradient_descent"] = True  # its steps are in proportion to g
+    tags = {
+        "elementwise": True,
+        "gradient_degree": gradient_degree,
+        "linear_in_lr": linear_in_lr,
+        "closure": False,
+        "kind_of_decay": decay,
+    }
     return Block(
         kind="optimizer",
         name=name,
@@ -52,7 +59,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("dampening", 0.0, "float", "share of g that does not enter the momentum", "[0, 1]"),
         decay(),
         Param("nesterov", False, "bool", "look ahead along the momentum; needs momentum > 0"),
-        gradient_descent=True,
+        gradient_degree=1,
         aliases=("gd",),
         summary="(Mini-batch) gradient descent, with momentum if asked; GD is a batch of all instances.",
         formula="b_1 = g, b_t = momentum * b_(t-1) + (1 - dampening) * g; theta -= lr * b_t;"
@@ -234,7 +241,7 @@ BLOCKS: tuple[Block, ...] = (
         Param("t0", 1e6, "float", "step at which the averaging begins", "[0, inf)"),
         decay(),
         linear_in_lr=False,
-        gradient_descent=True,
+        gradient_degree=1,
         aliases=("averaged_sgd",),
         summary="SGD with a falling rate, which keeps the average of theta in its state.",
         formula="theta = (1 - lambd * eta_t) theta - eta_t g; eta_t = lr / (1 + lambd * lr * (t - 1))^alpha;"
@@ -292,7 +299,13 @@ BLOCKS: tuple[Block, ...] = (
         summary="Adam that moves only the rows that have a gradient, for sparse embeddings.",
         formula="as adam, on the rows of a sparse g",
         source="Kingma & Ba 2014, arXiv:1412.6980",
-        tags={"elementwise": True, "linear_in_lr": True, "closure": False, "sparse": True},
+        tags={
+            "elementwise": True,
+            "gradient_degree": 0,
+            "linear_in_lr": True,
+            "closure": False,
+            "sparse": True,
+        },
     ),
     *own.BLOCKS,
     *own_adam.BLOCKS,

@@ -14,11 +14,14 @@ def entry(
     *params: Param,
     decay: Literal["l2", "decoupled", ""] = "",
     elementwise: bool = False,
+    gradient_degree: int | None = 0,
     linear_in_lr: bool = True,
     closure: bool = False,
     **about: Any,
 ) -> Block:
     tags: dict[str, Any] = {"elementwise": elementwise, "linear_in_lr": linear_in_lr, "closure": closure}
+    if elementwise and gradient_degree is not None:
+        tags["gradient_degree"] = gradient_degree
     if decay:
         params, tags = (*params, DECAY_NORM_AND_BIAS), {**tags, "kind_of_decay": decay}
     return Block(

@@ -125,6 +125,7 @@ def _entry(
     formula: str = "",
     note: str = "",
     elementwise: bool = False,
+    gradient_degree: int | None = 0,
     linear_in_lr: bool = True,
     differs_from: Mapping[str, str] = MappingProxyType({}),
     tags: Mapping[str, Any] = MappingProxyType({}),
@@ -135,6 +136,8 @@ def _entry(
     names = {param.name for param in known}
     decays = "weight_decay" in names
     facts: dict[str, Any] = {"elementwise": elementwise, "linear_in_lr": linear_in_lr, "closure": False}
+    if elementwise and gradient_degree is not None:
+        facts["gradient_degree"] = gradient_degree
     if decays:
         decoupled = defaults.get("weight_decouple", "weight_decouple" not in names)
         facts["kind_of_decay"] = "decoupled" if decoupled else "l2"
@@ -192,7 +195,7 @@ BLOCKS: tuple[Block, ...] = (
     # Gradient descent and momentum.
     _entry("sgdw", "SGDW", "SGD with decoupled weight decay.", "Loshchilov & Hutter 2017, arXiv:1711.05101",
            lr=1e-4, momentum=0.0, weight_decay=0.0, weight_decouple=True, dampening=0.0, nesterov=False,
-           formula="theta -= lr * weight_decay * theta; then as sgd", elementwise=True),
+           formula="theta -= lr * weight_decay * theta; then as sgd", elementwise=True, gradient_degree=1),
     _entry("sgdp", "SGDP", "SGD that takes the radial part out of the steps of scale-invariant weights.",
            "Heo et al. 2020, arXiv:2006.08217",
            lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, weight_decouple=True, fixed_decay=False,
@@ -203,7 +206,7 @@ BLOCKS: tuple[Block, ...] = (
            Param("kappa", 1000.0, "float", "ratio of the long to the short step", "(0, inf)"),
            Param("xi", 10.0, "float", "statistical advantage", "(0, inf)"),
            Param("constant", 0.7, "float", "any number below 1", "(0, 1)"),
-           lr=1e-3, weight_decay=0.0, aliases=("accsgd",), elementwise=True,
+           lr=1e-3, weight_decay=0.0, aliases=("accsgd",), elementwise=True, gradient_degree=1,
            formula="a = constant^2 xi / kappa, b_0 = theta; b_t = (1 - a) b_(t-1) + a (theta - lr kappa / constant"
            " g); theta = (constant (theta - lr g) + a b_t) / (constant + a)"),
     _entry("sgd_sai", "SGDSaI", "Momentum whose rate in each tensor is set once, by its gradient's signal to noise.",
@@ -228,25 +231,25 @@ BLOCKS: tuple[Block, ...] = (
     _entry("qhm", "QHM", "Quasi-hyperbolic momentum: a mean of a plain and a momentum step.",
            "Ma & Yarats 2018, arXiv:1810.06801",
            Param("nu", 1.0, "float", "share of the momentum", "[0, 1]"),
-           lr=1e-3, momentum=0.0, weight_decay=0.0, weight_decouple=False, fixed_decay=False, elementwise=True,
+           lr=1e-3, momentum=0.0, weight_decay=0.0, weight_decouple=False, fixed_decay=False, elementwise=True, gradient_degree=1,
            formula="b_t = momentum b_(t-1) + (1 - momentum) g; theta -= lr * ((1 - nu) g + nu b_t)"),
     _entry("aggmo", "AggMo", "The mean of several momenta.", "Lucas et al. 2018, arXiv:1804.00325",
            Param("betas", (0.0, 0.9, 0.99), "floats", "the momenta", "[0, 1)"),
-           lr=1e-3, weight_decay=0.0, weight_decouple=False, fixed_decay=False, elementwise=True,
+           lr=1e-3, weight_decay=0.0, weight_decouple=False, fixed_decay=False, elementwise=True, gradient_degree=1,
            formula="b_i = beta_i b_i + g; theta -= lr * mean_i b_i"),
     _entry("pid", "PID", "Gradient, momentum and change of the gradient, as a PID controller.",
            "An et al. 2018 (CVPR)",
            Param("derivative", 10.0, "float", "factor of the change of g"),
            Param("integral", 5.0, "float", "factor of the momentum"),
            lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, weight_decouple=False, fixed_decay=False,
-           elementwise=True,
+           elementwise=True, gradient_degree=1,
            formula="i = momentum i + (1 - dampening) g; d = momentum d + (1 - momentum)(g - g_(t-1)); theta"
            " -= lr * (g + integral i + derivative d)"),
     _entry("pnm", "PNM", "The difference of two momenta, which adds the noise of a smaller batch.",
            "Xie et al. 2021, arXiv:2103.17182",
            Param("betas", (0.9, 1.0), "floats", "decay rate of the averages, and weight of the negative one", "[0, 1]", size=2),
            lr=1e-3, weight_decay=0.0, weight_decouple=True, fixed_decay=False, eps=1e-8,
-           elementwise=True,
+           elementwise=True, gradient_degree=1,
            formula="m_t = beta_1^2 m_(t-2) + (1 - beta_1^2) g; theta -= lr * ((1 + beta_2) m_t - beta_2"
            " m_(t-1)) / sqrt((1 + beta_2)^2 + beta_2^2)"),
     _entry("gravity", "Gravity", "A ball that rolls down the loss.", "Bahrami & Zadeh 2021, arXiv:2101.09192",
@@ -255,7 +258,7 @@ BLOCKS: tuple[Block, ...] = (
            formula="b = (beta t + 1) / (t + 2); z = g / (1 + (g max|g|)^2); v_t = b v_(t-1) + (1 - b) z;"
            " theta -= lr * v_t"),
     _entry("msvag", "MSVAG", "Momentum damped where the gradient's variance is large.",
-           "Balles & Hennig 2017, arXiv:1705.07774", lr=1e-2, beta=0.9, elementwise=True,
+           "Balles & Hennig 2017, arXiv:1705.07774", lr=1e-2, beta=0.9, elementwise=True, gradient_degree=1,
            formula="m, v: averages of g and g^2 of rate beta, corrected; s = (v - m^2) / (1 - rho); theta -="
            " lr * m^3 / (m^2 + rho s), rho the variance of the average over that of g"),
     _entry("tam", "TAM", "Momentum whose new gradient counts by its agreement with the momentum.",
@@ -370,7 +373,7 @@ BLOCKS: tuple[Block, ...] = (
     _entry("adamg", "AdamG", "Adam that needs no rate.", "Pan et al. 2024, arXiv:2405.04376",
            Param("p", 0.2, "float", "factor of the numerator p x^q", "(0, inf)"),
            Param("q", 0.24, "float", "power of the numerator", "(0, inf)"),
-           **_like_adam(lr=1.0, betas=(0.95, 0.999, 0.95), weight_decouple=False, eps=1e-8), elementwise=True,
+           **_like_adam(lr=1.0, betas=(0.95, 0.999, 0.95), weight_decouple=False, eps=1e-8), elementwise=True, gradient_degree=None,
            formula="v_t as adam; r_t = beta_3 r_(t-1) + (1 - beta_3) p v_t^q; m_t = beta_1 m_(t-1) + (1 -"
            " beta_1) r_t g; theta -= min(lr, 1 / sqrt(t)) * m_t / (1 - beta_1^t) / (sqrt(v_t / (1 -"
            " beta_2^t)) + eps)"),
@@ -445,7 +448,7 @@ BLOCKS: tuple[Block, ...] = (
            elementwise=True, formula="adam's step times 1 / (1 + exp(-|g_(t-1) - g|))"),
     _entry("dual_adam", "DualAdam", "Adam mixed, at first, with an Adam of the inverse.", "pytorch-optimizer 4.1",
            Param("switch_rate", 0.01, "float", "how fast the mixture ends", "[0, inf)"),
-           **_like_adam(weight_decouple=False, eps=1e-8), aliases=("dualadam",), elementwise=True,
+           **_like_adam(weight_decouple=False, eps=1e-8), aliases=("dualadam",), elementwise=True, gradient_degree=None,
            formula="m, v as adam, corrected, D = sqrt(v) + eps; theta -= lr * m * ((1 - c) / D + c D), c"
            " falls from 1 to 0 by switch_rate"),
     _entry("emonavi", "EmoNavi", "Adam scaled by the trend of the loss.", "github muooon/EmoNavi",
@@ -488,7 +491,7 @@ BLOCKS: tuple[Block, ...] = (
            " grokfast_lamb)"),
     _entry("kate", "Kate", "Adagrad without its square root, invariant to scale.", "Choudhury et al. 2024, arXiv:2403.02648",
            Param("delta", 0.0, "float", "added to the sum of squares", "[0, inf)"),
-           lr=1e-3, weight_decay=0.0, weight_decouple=True, fixed_decay=False, eps=1e-8, elementwise=True,
+           lr=1e-3, weight_decay=0.0, weight_decouple=True, fixed_decay=False, eps=1e-8, elementwise=True, gradient_degree=None,
            formula="b^2 += g^2; m^2 += delta g^2 + g^2 / b^2; theta -= lr * m g / b^2"),
     _entry("laprop", "LaProp", "Momentum of gradients that are already over their root mean square.",
            "Ziyin et al. 2020, arXiv:2002.04839",
@@ -498,7 +501,7 @@ BLOCKS: tuple[Block, ...] = (
            formula="m_t = beta_1 m_(t-1) + (1 - beta_1) lr g sqrt(1 - beta_2^t) / (sqrt(v_t) + eps); theta -="
            " m_t / (1 - beta_1^t)"),
     _entry("madgrad", "MADGRAD", "Dual averaging with the cube root of the squares' sum.", "Defazio & Jelassi 2021, arXiv:2101.11075",
-           lr=1e-3, momentum=0.9, weight_decay=0.0, weight_decouple=False, eps=1e-6, elementwise=True, linear_in_lr=False,
+           lr=1e-3, momentum=0.9, weight_decay=0.0, weight_decouple=False, eps=1e-6, elementwise=True, gradient_degree=None, linear_in_lr=False,
            formula="l = lr sqrt(t); s += l g, n += l g^2; z = theta_0 - s / (n^(1/3) + eps); theta = momentum"
            " theta + (1 - momentum) z"),
     _entry("mars", "MARS", "AdamW on gradients of reduced variance.", "Yuan et al. 2024, arXiv:2411.10438",
@@ -513,7 +516,7 @@ BLOCKS: tuple[Block, ...] = (
            formula="c = g + gamma beta_1 / (1 - beta_1) (g - g_(t-1)), at most of norm 1; then as adamw on c"),
     _entry("padam", "PAdam", "Adam with a power of the second moment between SGD's and Adam's.", "Chen et al. 2018, arXiv:1806.06763",
            Param("partial", 0.25, "float", "the power of v; 0.5 is adam", "[0, 0.5]"),
-           **_like_adam(lr=0.1, weight_decouple=False, eps=1e-8), elementwise=True,
+           **_like_adam(lr=0.1, weight_decouple=False, eps=1e-8), elementwise=True, gradient_degree=None,
            formula="theta -= lr * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m_t / (sqrt(v_t) + eps)^(2 partial)"),
     _entry("qhadam", "QHAdam", "Adam with quasi-hyperbolic averages.", "Ma & Yarats 2018, arXiv:1810.06801",
            Param("nus", (1.0, 1.0), "floats", "shares of the averages", "[0, 1]", size=2),
@@ -606,7 +609,7 @@ BLOCKS: tuple[Block, ...] = (
     _entry("schedule_free_sgd", "ScheduleFreeSGD", "SGD at the average of its own path, in place of a schedule.",
            "Defazio et al. 2024, arXiv:2405.15682",
            lr=1.0, momentum=0.9, weight_decay=0.0, r=0.0, weight_lr_power=2.0, warmup_steps=0, eps=1e-8,
-           aliases=("schedulefreesgd",), elementwise=True, linear_in_lr=False, tags=_SWITCHED,
+           aliases=("schedulefreesgd",), elementwise=True, gradient_degree=1, linear_in_lr=False, tags=_SWITCHED,
            formula="y = (1 - momentum) z + momentum x; z -= lr * g(y); x = (1 - c_t) x + c_t z; x is the model"),
     _entry("schedule_free_adamw", "ScheduleFreeAdamW", "AdamW at the average of its own path, in place of a schedule.",
            "Defazio et al. 2024, arXiv:2405.15682",

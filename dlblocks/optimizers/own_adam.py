@@ -150,6 +150,7 @@ BLOCKS: tuple[Block, ...] = (
         decay(),
         decay="l2",
         elementwise=True,
+        gradient_degree=None,
         linear_in_lr=False,
         summary="SGLD with steps and noise scaled as RMSprop's.",
         formula="v_t = alpha v_(t-1) + (1 - alpha) g^2; G = 1 / (sqrt(v_t) + eps);"
