@@ -9,25 +9,36 @@ from collections.abc import Sequence
 def class_deviation(counts: Sequence[int], size: int) -> float:
     """The expected distance between the class shares of a random batch and those of the data set.
 
-    The distance is that of total variation, half the sum of |n_k / B - p_k|, from 0 to 1. With n_k drawn without
-    replacement, each term has about the mean absolute value of a normal distribution:
+    The distance is that of total variation, half the sum of |n_k / B - N_k / N|, from 0 to 1. With B instances drawn
+    without replacement, n_k is hypergeometric, with the mean absolute deviation
 
-        E = 1/2 sum_k sqrt(2 / pi) sqrt(p_k (1 - p_k) / B (N - B) / (N - 1))
+        E|n_k - B N_k / N| = 2 m (N - N_k - B + m) / N P(n_k = m),   m = floor(B N_k / N) + 1
 
     Args:
-        counts: instances of each class in the data set; N in all.
+        counts: N_k, instances of each class in the data set; N in all.
         size: B, instances in a batch.
 
-    >>> round(class_deviation([100] * 10, 10), 2), round(class_deviation([100] * 10, 100), 2)
-    (0.38, 0.11)
+    >>> round(class_deviation([100] * 10, 1), 4), round(class_deviation([100] * 10, 100), 4)
+    (0.9, 0.1126)
     """
     total = sum(counts)
-    if total < 2 or size >= total:
+    if size >= total:
         return 0.0
-    rest = (total - size) / (total - 1)
-    shares = [count / total for count in counts]
-    deviations = (math.sqrt(p * (1 - p) / size * rest) for p in shares)
-    return math.sqrt(2 / math.pi) / 2 * sum(deviations)
+    return sum(_absolute_deviation(count, size, total) for count in counts) / (2 * size)
+
+
+def _absolute_deviation(count: int, size: int, total: int) -> float:
+    """Of the number of instances of a class in a batch."""
+    if count in (0, total):
+        return 0.0
+    beyond = size * count // total + 1
+    rest = total - count - size + beyond
+    ways = _log_choose(count, beyond) + _log_choose(total - count, size - beyond) - _log_choose(total, size)
+    return 2 * beyond * rest / total * math.exp(ways)
+
+
+def _log_choose(of: int, chosen: int) -> float:
+    return math.lgamma(of + 1) - math.lgamma(chosen + 1) - math.lgamma(of - chosen + 1)
 
 
 def noise_scale(small: float, large: float, size: int, batches: int) -> float | None:
