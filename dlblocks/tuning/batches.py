@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -63,11 +63,15 @@ def reload(trainer: pl.Trainer) -> None:
         loop.setup_data()
 
 
-def gather(trainer: pl.Trainer, steps: int) -> Batches:
-    """The batches of the first steps, epoch after epoch, and those to be judged on; inside `open_loaders`.
+def gather(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> Batches:
+    """The first training batches, epoch after epoch, and those to be judged on; inside `open_loaders`.
 
     Where validation is enabled and there is a validation set, its first batches judge. Else a fifth of the first
     epoch's batches does (at least one), and no trial trains on them; a single batch serves for both.
+
+    Args:
+        trainer: in the middle of `fit`.
+        count: how many are wanted, or what says so, told the first batch.
 
     Raises:
         UserError: the training loader has no batch.
@@ -75,14 +79,14 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
     for loop in _loops(trainer):
         loop.setup_data()
     judged = _validation(trainer, JUDGED)
-    train, per_epoch = _training(trainer, steps)
+    train, per_epoch = _training(trainer, count)
     if not train:
-        raise UserError("the training set gives no batch; with drop_last, its batch size is too large.")
+        raise no_batch()
     if judged:
         return Batches(train, judged, validation=True)
     if len(train) == 1:
         return Batches(train, train, validation=False)
-    apart = max(1, min(per_epoch, len(train)) // 5)
+    apart = max(1, per_epoch // 5)
     return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
 
 
@@ -105,15 +109,32 @@ def of_update(update: int, accumulate: int, epoch: float) -> range:
     return range(first, min(first + accumulate, (before + 1) * int(epoch)))
 
 
-def first_batches(trainer: pl.Trainer, most: int) -> tuple[list[Any], list[Any]]:
-    """The first training batches of an epoch, whatever the Trainer's limit, and one to validate on, if there is one;
-    inside `open_loaders`."""
+class First(NamedTuple):
+    """The first training batches of an epoch, one batch to validate on (or none), and whether the epoch ended with
+    them."""
+
+    train: list[Any]
+    judged: list[Any]
+    whole: bool
+
+
+def first_batches(trainer: pl.Trainer, most: int) -> First:
+    """The first batches, whatever the Trainer's limit; inside `open_loaders`."""
     train: list[Any] = []
+    whole = True
     for batch in _served(trainer.train_dataloader):
         train.append(_ready(trainer, batch))
         if len(train) >= most or sum(map(_bytes, train)) >= LIMIT:
+            whole = False
             break
-    return train, _validation(trainer, 1)
+    return First(train, _validation(trainer, 1), whole)
+
+
+def no_batch() -> UserError:
+    """There is nothing to try."""
+    return UserError(
+        "the training loader gives no batch: its data set is empty, or with drop_last smaller than a batch."
+    )
 
 
 def _loops(trainer: pl.Trainer) -> list[Any]:
@@ -121,15 +142,17 @@ def _loops(trainer: pl.Trainer) -> list[Any]:
     return [training, training.epoch_loop.val_loop] if trainer.enable_validation else [training]
 
 
-def _training(trainer: pl.Trainer, steps: int) -> tuple[list[Any], int]:
+def _training(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> tuple[list[Any], int]:
     batches: list[Any] = []
-    size, per_epoch = 0, 0
-    while len(batches) < steps and size < LIMIT:
+    size, per_epoch, wanted = 0, 0, 1
+    while len(batches) < wanted and size < LIMIT:
         before = len(batches)
         for batch in _served(trainer.train_dataloader):
             batches.append(_ready(trainer, batch))
+            if len(batches) == 1:
+                wanted = count if isinstance(count, int) else count(batches[0])
             size += _bytes(batches[-1])
-            full = len(batches) >= steps or size >= LIMIT
+            full = len(batches) >= wanted or size >= LIMIT
             if full or len(batches) - before >= trainer.num_training_batches:
                 break
         per_epoch = per_epoch or len(batches)

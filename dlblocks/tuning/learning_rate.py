@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 from dlblocks.errors import UserError, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
+from dlblocks.tuning.agreement import total
 from dlblocks.tuning.batches import Batches, gather, of_update
 from dlblocks.tuning.choice import LearningRateChoice
 from dlblocks.tuning.finder import Finder, find, progress
@@ -24,6 +25,7 @@ from dlblocks.tuning.memory import is_out_of_memory
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import replace_rates
+from dlblocks.tuning.sizes import guessed_count
 from dlblocks.tuning.trial import NoLossError, Trial
 
 Method = Literal["race", "valley", "steepest", "minimum"]
@@ -32,6 +34,9 @@ MIN_RATE, MAX_RATE = 1e-5, 10.0
 WHAT = "finding the learning rate"
 # A range test has so many steps, and runs as often as fits into as many batches, three times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
+# A step of a race sees so many instances: of a few updates where batches are smaller, or by the losses of single
+# instances the fastest rates are chance.
+_INSTANCES = 16
 # Of all copies of a net that are kept between the rungs of a race, in bytes of their weights.
 _KEPT_BYTES = 2**31
 
@@ -55,8 +60,9 @@ def find_lr(
     where the fast ones lie, trains at some rates around there, and takes the one with the lowest validation loss or
     one that comes near it; without validation, the loss on a fifth of the training batches that no rate has trained
     on (`tuning.race`). The validation loss is what `validation_step` returns; else, of what is logged, what a callback
-    monitors with mode=min, or what is named as it, such as `val_loss` (`tuning.judge`). The other methods are suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to
-    three curves: `valley`, `steepest` and `minimum`.
+    monitors with mode=min, or what is named as it, such as `val_loss` (`tuning.judge`). The other methods are
+    suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest`
+    and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
     rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
@@ -69,7 +75,8 @@ def find_lr(
         datamodule: or give `train_dataloaders`, and `val_dataloaders`.
         method: see above.
         min_lr, max_lr: the range.
-        steps: of the last rates in the race; a run of less than twice as many is raced whole, at more of them.
+        steps: of the last rates in the race; a run of less than twice as many is raced whole, at more of them. A step
+            is an update, or with batches of less than 16 instances as many as see 16.
         monitor: the name of the logged value by which the race is judged, lower being better.
 
     Raises:
@@ -201,6 +208,7 @@ class _Course:
     accumulate: int
     epoch: float
     judge: Judge
+    unit: int  # updates that count as a step of the race
 
     def step(self, trial: Trial) -> float:
         train = self.batches.train
@@ -222,8 +230,11 @@ class _Runner:
         self._losses: list[float] = []
 
     def run_to(self, step: int) -> None:
-        while self._finite and self._trial.steps < step:
-            self._losses.append(self._control.loss(self._course.step, self._trial))
+        unit = self._course.unit
+        while self._finite and self._trial.steps < step * unit:
+            self._losses.append(
+                fmean(self._control.loss(self._course.step, self._trial) for _ in range(unit))
+            )
 
     @property
     def _finite(self) -> bool:
@@ -266,16 +277,27 @@ def _race(
         raise UserError(
             "lr_finder.min_lr, lr_finder.max_lr: a race needs two rates of 1e-5, 3e-5, 1e-4, ... in between."
         )
-    estimated = trainer.estimated_stepping_batches
-    total = estimated if estimated > 0 else math.inf
-    if total < 2 * steps:
-        steps = int(total)
-    batches = gather(trainer, steps * trainer.accumulate_grad_batches)
+    accumulate = trainer.accumulate_grad_batches
+
+    def plan(batch: Any) -> tuple[int, float, int]:
+        """Updates that count as a step, such steps in the run, and in the race."""
+        instances = int(total(trainer, guessed_count(batch) or _INSTANCES))
+        unit = math.ceil(_INSTANCES / (accumulate * max(1, instances)))
+        updates = trainer.estimated_stepping_batches
+        run = max(1, updates // unit) if 0 < updates < math.inf else math.inf
+        return unit, run, int(run) if run < 2 * steps else steps
+
+    def wanted(batch: Any) -> int:
+        unit, _, length = plan(batch)
+        return length * unit * accumulate
+
+    batches = gather(trainer, wanted)
+    unit, run, steps = plan(batches.of_training[0])
     if judge.monitor is not None and not batches.validation:
         raise UserError(f"find_lr: monitor={judge.monitor!r} has no effect, since there is no validation.")
     weights = len(rates) * sum(p.nbytes for p in module.parameters())
 
-    course = _Course(batches, trainer.accumulate_grad_batches, trainer.num_training_batches, judge)
+    course = _Course(batches, accumulate, trainer.num_training_batches, judge, unit)
     control = _Control(lambda: Trial(trainer, module, _STILL * rates[0]), course.step)
 
     def enter(rate: float) -> _Runner | _Replayed:
@@ -284,9 +306,10 @@ def _race(
 
         return start() if weights <= _KEPT_BYTES else _Replayed(start)
 
-    unseen = 1 - steps / total
+    unseen = 1 - steps / run
     with progress(WHAT, planned(len(rates), steps, unseen)) as passed:
         laps = race(rates, enter, steps, unseen, passed)
+    laps = [replace(lap, steps=lap.steps * unit) for lap in laps]
     best = winner(laps, unseen)
     if best is None:
         raise UserError(

@@ -64,17 +64,17 @@ def test_other_methods(tmp_path: Path, method: str) -> None:
     assert 1e-5 < result.chosen["optimizer.lr"] < 1
 
 
-@pytest.mark.parametrize("regime", ["gd", "sgd"])
-def test_regimes(tmp_path: Path, regime: str) -> None:
+@pytest.mark.parametrize(("regime", "epochs"), [("gd", 20), ("sgd", 5)])
+def test_regimes(tmp_path: Path, regime: str, epochs: int) -> None:
     result = run(
         tmp_path,
         "data=wine",
         "optimizer=sgd",
         "optimizer.lr=auto",
         f"regime={regime}",
-        "trainer.max_epochs=20",
+        f"trainer.max_epochs={epochs}",
     )
-    assert result.metrics["val/accuracy"] > 0.85
+    assert result.metrics["val/accuracy"] > 0.92
 
 
 @pytest.mark.parametrize("scheduler", ["one_cycle", "warmup_cosine", "reduce_on_plateau"])
@@ -121,7 +121,7 @@ def test_both_are_found_the_size_first(tmp_path: Path, capsys: pytest.CaptureFix
     result = run(tmp_path, "data.batch_size=auto", "optimizer.lr=auto", "trainer.max_epochs=8")
     size, rate = result.chosen["data.batch_size"], result.chosen["optimizer.lr"]
     told = capsys.readouterr().out
-    assert told.index(f"batch size {size}: ") < told.index(f"learning rate {rate:g}: ")
+    assert told.index(f"batch size {size} (") < told.index(f"learning rate {rate:g}: ")
     assert size & (size - 1) == 0
     assert result.steps == 8 * -(-1078 // size)
     assert (tmp_path / "batch_size_finder.png").read_bytes().startswith(b"\x89PNG")
@@ -190,7 +190,7 @@ def test_a_size_is_found_with_activations_that_are_computed_again(
         callbacks=[CheckpointActivations()],
     )
     set_batch_size(recipe, trainer, module, build_data(recipe), dlblocks.Result(folder=str(tmp_path), seed=0))
-    assert seen == [True]
+    assert set(seen) == {True}
     assert all("forward" not in vars(part) for part in net)
 
 

@@ -461,23 +461,35 @@ def test_a_handful_of_batches(batches: int, method: Any) -> None:
     ],
 )
 def test_a_short_run_is_raced_whole_and_a_long_one_in_part(run: int, longest: int, rates: set[int]) -> None:
-    choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader())
+    choice = find_lr(trainer(max_epochs=-1, max_steps=run), Foreign(), train_dataloaders=loader(batch=16))
     judged = [lap.steps for lap in choice.laps if lap.judged]
     assert max(lap.steps for lap in choice.laps) == longest
     assert judged.count(min(16, longest) if longest == run else longest) in rates
     assert {lap.steps for lap in choice.laps if not lap.judged} == {0, 4, min(12, longest)}
 
 
+def test_a_step_of_the_race_sees_some_instances() -> None:
+    """The losses of single ones would tell little of a rate."""
+    choice = find_lr(trainer(max_epochs=10), Foreign(), train_dataloaders=loader(batch=4))
+    assert {lap.steps for lap in choice.laps if not lap.judged} == {0, 4 * 4, 12 * 4}
+    assert {lap.steps for lap in choice.laps if lap.judged} == {0, 16 * 4, 60 * 4}  # the run's steps
+
+
 def test_a_race_to_the_end_of_the_run_knows_what_the_run_comes_to() -> None:
-    choice = find_lr(trainer(max_epochs=4), Foreign(), train_dataloaders=loader(), val_dataloaders=loader())
+    def module(lr: float = 1e-4) -> Foreign:
+        made = Foreign(lr)
+        made.net[3].p = 0.0  # masks are drawn by another seed
+        return made
+
+    loaders = {"train_dataloaders": loader(batch=16), "val_dataloaders": loader(64)}
+    choice = find_lr(trainer(max_epochs=8), module(), **loaders)
     last = [lap for lap in choice.laps if lap.steps == 48]
     won = next(lap for lap in last if lap.rate == choice.lr)
     lowest = min(lap.loss for lap in last)
     assert won.loss - lowest <= PULL * (choice.laps[0].loss - lowest)
-    fitted = trainer(max_epochs=4)
-    fitted.fit(Foreign(choice.lr), loader(), loader())
-    # Eight batches judge, of twelve.
-    assert float(fitted.callback_metrics["val_loss"]) == pytest.approx(won.loss, rel=0.2)
+    fitted = trainer(max_epochs=8)
+    fitted.fit(module(choice.lr), **loaders)
+    assert float(fitted.callback_metrics["val_loss"]) == pytest.approx(won.loss, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of")
