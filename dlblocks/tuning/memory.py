@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from pathlib import Path
 
@@ -13,10 +14,11 @@ _MESSAGES = (
     "defaultcpuallocator: not enough memory",
     "out of memory",
     "cannot allocate memory",
-    "mps backend out of memory",
     "cudnn_status_not_supported. this error may appear if you passed in a non-contiguous input",
     "cublas_status_alloc_failed",
 )
+# Where Linux says which control groups a process is in, and what they may take.
+_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,6 +38,8 @@ def release(device: torch.device, broken: bool = False) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    else:
+        _give_back()
 
 
 def in_use(device: torch.device) -> int:
@@ -43,7 +47,7 @@ def in_use(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.current_allocated_memory()
+        return torch.mps.driver_allocated_memory()
     return _status("VmRSS")
 
 
@@ -84,13 +88,40 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    folder = Path("/sys/fs/cgroup")
+    """Of the control groups that the process is in, and those around them: version 2 or 1."""
     try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = _CGROUP.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    rooms: list[int] = []
+    for line in lines:
+        _, kinds, place = line.split(":", 2)
+        if not kinds:
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            root = _CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = root / place.lstrip("/")
+        # Inside a container the place may be one of the machine's, which is not seen there.
+        groups = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+        rooms += [room for folder in groups if (room := _of_group(folder, *names)) is not None]
+    return min(rooms) if rooms else None
+
+
+def _of_group(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    try:
+        most = (folder / limit).read_text(encoding="ascii").strip()
+        taken = int((folder / used).read_text(encoding="ascii"))
+        details = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return None
-    return None if limit == "max" else max(0, int(limit) - used)
+    if most == "max":
+        return None
+    # Files that have been read stay in memory until it is wanted.
+    cached = sum(int(value) for key, value in map(str.split, details) if key == reclaimable)
+    return max(0, int(most) - taken + cached)
 
 
 def _of_process() -> int | None:
@@ -102,6 +133,15 @@ def _of_process() -> int | None:
     if limit == resource.RLIM_INFINITY:
         return None
     return max(0, limit - _status("VmSize"))
+
+
+def _give_back() -> None:
+    """Let the C library give what is free back to the system; only GNU's can be asked."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)
 
 
 def _status(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from dlblocks.data.loader import TensorLoader
-from dlblocks.errors import UserError
+from dlblocks.errors import UserError, first_line
 
 
 class Resizer:
@@ -64,27 +65,20 @@ class Resizer:
         finally:
             self._source.instance = given
             for holder, value in values:
-                _set(holder, self._attribute, value)
+                if _value(holder, self._attribute) != value:
+                    _set(holder, self._attribute, value)
 
 
 def resized(loader: DataLoader[Any], size: int) -> DataLoader[Any]:
-    """The same loader with another batch size."""
-    return DataLoader(
-        loader.dataset,
-        batch_size=size,
-        sampler=None if isinstance(loader.dataset, IterableDataset) else loader.sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        in_order=loader.in_order,
+    """The same loader, of its own class, with another batch size."""
+    before = loader.batch_sampler
+    assert isinstance(before, BatchSampler)
+    made = copy.copy(loader)
+    # A loader does not let these be set.
+    vars(made).update(
+        batch_size=size, batch_sampler=BatchSampler(before.sampler, size, before.drop_last), _iterator=None
     )
+    return made
 
 
 def batch_sizes(loaders: Sequence[Any]) -> set[int]:
@@ -130,7 +124,7 @@ def _instances(loader: Any) -> int | None:
         return len(loader.x)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    sampled = loader.sampler if loader.batch_sampler is not None else None
+    sampled = getattr(loader.batch_sampler, "sampler", loader.batch_sampler and loader.sampler)
     return len(sampled) if isinstance(sampled, Sized) else None
 
 
@@ -154,5 +148,11 @@ def _value(holder: Any, attribute: str) -> Any:
 def _set(holder: Any, attribute: str, value: Any) -> None:
     if isinstance(holder, dict):
         holder[attribute] = value
-    else:
+        return
+    try:
         setattr(holder, attribute, value)
+    except AttributeError as error:
+        raise UserError(
+            f"{type(holder).__name__}.{attribute}: can't be set ({first_line(error)}). Name the attribute that holds the"
+            " batch size: find_batch_size(..., attribute=...)."
+        ) from error

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric
 
 from dlblocks.errors import UserError
@@ -205,6 +205,13 @@ class Trial:
             "on_train_batch_end", {**output} if isinstance(output, Mapping) else {"loss": loss}, batch, index
         )
         return loss
+
+    def bytes_of_any_size(self) -> int:
+        """Of weights, buffers, gradients and the optimizer's state, whatever the size of a batch."""
+        held: list[Tensor] = [*self.module.parameters(), *self.module.buffers()]
+        held += [p.grad for p in self.module.parameters() if p.grad is not None]
+        held += [leaf for leaf in tree_leaves([*self.optimizer.state.values()]) if isinstance(leaf, Tensor)]
+        return sum(tensor.nbytes for tensor in held)
 
     def stay(self) -> None:
         """Give the copy the weights of the module again if they have moved by more than a hundredth of their length, or
