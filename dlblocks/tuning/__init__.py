@@ -1,1 +1,1 @@
-"""Finding what to train with: the learning rate that suits a module and its data."""
+"""Finding what to train with: the learning rate and the batch size that suit a module and its data."""

@@ -32,7 +32,8 @@ Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
 MIN_RATE, MAX_RATE = 1e-5, 10.0
 WHAT = "finding the learning rate"
-# A range test has so many steps, and runs as often as fits into as many batches, three times at most.
+# A range test has so many steps, and is repeated on small data: once for each time that an epoch fits into the steps, three
+# times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
 # A step of a race sees so many instances: of a few updates where batches are smaller, or by the losses of single
 # instances the fastest rates are chance.

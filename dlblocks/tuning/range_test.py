@@ -78,7 +78,7 @@ def steepest(curve: Curve) -> float:
     inner = range(max(1, len(smooth) // 10), max(_lowest(curve), 2))
     if not inner or len(smooth) < 3:
         return curve.rates[_lowest(curve)]
-    return curve.rates[min(inner, key=lambda i: smooth[min(i + 1, len(smooth) - 1)] - smooth[i - 1])]
+    return curve.rates[min(inner, key=lambda i: smooth[i + 1] - smooth[i - 1])]
 
 
 def valley(curve: Curve) -> float:

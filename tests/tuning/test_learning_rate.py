@@ -705,9 +705,9 @@ if __name__ == "__main__":
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy="auto" if devices == 1 else how, max_epochs=8, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[finder] if how == "ddp_spawn" else [],
+        callbacks=[] if how == "ddp" else [finder],
     )
-    if how == "ddp_spawn":
+    if how != "ddp":
         trainer.fit(module, data)
     else:
         choice = find_lr(trainer, module, data)
@@ -751,6 +751,7 @@ def test_spawned_processes_could_not_tell() -> None:
         find_lr(trainer(devices=2, strategy="ddp_spawn"), Foreign(), train_dataloaders=loader())
 
 
-def test_spawned_processes_find_and_train(tmp_path: Path) -> None:
-    lines = processes(tmp_path, "2", "ddp_spawn")
+@pytest.mark.parametrize("how", ["ddp_spawn", "ddp_fork"])
+def test_processes_of_a_launcher_find_and_train(tmp_path: Path, how: str) -> None:
+    lines = processes(tmp_path, "2", how)
     assert sum(line.startswith("learning rate") for line in lines) == 1

@@ -178,6 +178,9 @@ def test_where_nothing_has_moved_yet_no_rate_is_left_out() -> None:
     won = winner(laps, 0.5)
     assert won is not None
     assert 0.005 < won.rate < 0.02
+    # But those that diverge at once.
+    laps, _ = run(lambda rate, steps: math.nan if rate > 2 and steps else late(rate, steps), ladder(1e-5, 10))
+    assert {lap.rate for lap in laps if lap.steps == SECOND} == set(ladder(1e-5, 1))
 
 
 @pytest.mark.parametrize("unseen", [0.0, 0.5])

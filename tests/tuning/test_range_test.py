@@ -44,7 +44,7 @@ def test_rates_are_equally_far_in_their_logarithm() -> None:
 
 @pytest.mark.parametrize("centre", [1e-4, 1e-3, 1e-2])
 def test_steepest_is_the_derivative_in_the_logarithm(centre: float) -> None:
-    """With respect to the rate itself, the steepest fall would be three times lower and nearer to 0."""
+    """With respect to the rate itself, the fall would be steepest at a rate a fifth lower."""
     assert steepest(falling_at(centre)) == pytest.approx(centre, rel=0.13)
 
 
