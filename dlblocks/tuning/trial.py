@@ -26,6 +26,7 @@ from torchmetrics import Metric
 from dlblocks.errors import UserError
 from dlblocks.module import LitModule
 from dlblocks.seeds import derive
+from dlblocks.tuning.original import Original
 from dlblocks.tuning.rates import base_rates, set_rates
 from dlblocks.tuning.restore import detached_copy
 
@@ -60,7 +61,8 @@ class Trial:
         callbacks: copies of them are told of the start of training and of each batch.
 
     Raises:
-        UserError: the module optimises by hand, has not exactly one optimizer, or takes an iterator of batches.
+        UserError: the module optimises by hand, has not exactly one optimizer, takes an iterator of batches, or can't be
+            copied.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Trial:
     ) -> None:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
-        self._origin = module
+        self._origin, self._original = module, Original(module)
         known = {id(trainer): trainer, id(module): self.module}
         self._callbacks = copy.deepcopy(list(callbacks), known)
         self._own: dict[str, bool] = {}
@@ -189,6 +191,8 @@ class Trial:
                 self.optimizer.zero_grad()
             shared = loss / self.trainer.accumulate_grad_batches
             self.module.backward(self._precision.pre_backward(shared, self.module))
+            if index == 0:
+                self._original.check()
             if place == count - 1:
                 self._share_gradients()
             self._precision.post_backward(loss, self.module)
@@ -292,6 +296,8 @@ class Trial:
         try:
             with torch.no_grad():
                 yield
+            if self._batches == 0:
+                self._original.check()
         finally:
             if is_overridden("on_validation_model_train", self.module):
                 self._hook("on_validation_model_train")
