@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils._pytree import tree_leaves
 
 from dlblocks.errors import UserError
+from dlblocks.tuning.contents import tensors
 from dlblocks.tuning.restore import same_order
+from dlblocks.tuning.stages import validating
 
 # Batches are kept in memory, up to so many bytes; after them the first ones come again.
 LIMIT = 2**30
@@ -109,7 +110,7 @@ def first_batches(trainer: pl.Trainer, most: int) -> tuple[list[Any], list[Any]]
     """The first training batches of an epoch, whatever the Trainer's limit, and one to validate on, if there is one;
     inside `open_loaders`."""
     train: list[Any] = []
-    for batch in _served(trainer.train_dataloader):
+    for batch in _served(trainer.fit_loop):
         train.append(_ready(trainer, batch))
         if len(train) >= most or sum(map(_bytes, train)) >= LIMIT:
             break
@@ -126,7 +127,7 @@ def _training(trainer: pl.Trainer, steps: int) -> tuple[list[Any], int]:
     size, per_epoch = 0, 0
     while len(batches) < steps and size < LIMIT:
         before = len(batches)
-        for batch in _served(trainer.train_dataloader):
+        for batch in _served(trainer.fit_loop):
             batches.append(_ready(trainer, batch))
             size += _bytes(batches[-1])
             full = len(batches) >= steps or size >= LIMIT
@@ -139,23 +140,28 @@ def _training(trainer: pl.Trainer, steps: int) -> tuple[list[Any], int]:
 
 
 def _validation(trainer: pl.Trainer, most: int) -> list[Any]:
-    if not trainer.enable_validation or not trainer.val_dataloaders:
+    """The first validation batches, made as when the Trainer validates; of several loaders one after the other, those of
+    the first."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if not trainer.enable_validation or loop._combined_loader is None:
         return []
-    limits = trainer.fit_loop.epoch_loop.val_loop.max_batches
-    loaders = trainer.val_dataloaders
-    first = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-    return [
-        _ready(trainer, batch)
-        for batch, _ in zip(_served(first), range(int(min(most, *limits))), strict=False)
-    ]
-
-
-def _served(loaders: Any) -> Iterator[Any]:
-    """The batches of one epoch; of several loaders, as the Trainer combines them."""
-    if isinstance(loaders, (list, tuple, dict)):
-        yield from (batch for batch, _, _ in CombinedLoader(loaders, "max_size_cycle"))
+    if loop._is_sequential:
+        limit, batches = loop.max_batches[0], iter(loop._combined_loader.flattened[0])
     else:
-        yield from loaders
+        shortest = loop._combined_loader._mode == "min_size"
+        limit, batches = (min if shortest else max)(loop.max_batches), _served(loop)
+    with validating(trainer, trainer.lightning_module):
+        trainer.lightning_module.eval()
+        return [_ready(trainer, batch) for batch in islice(batches, int(min(most, limit)))]
+
+
+def _served(loop: Any) -> Iterator[Any]:
+    """The batches of one epoch; of several loaders, as the Trainer combines them."""
+    combined = loop._combined_loader
+    if isinstance(combined.iterables, (list, tuple, dict)):
+        yield from (batch for batch, _, _ in CombinedLoader(combined.iterables, combined._mode))
+    else:
+        yield from combined.iterables
 
 
 def _ready(trainer: pl.Trainer, batch: Any) -> Any:
@@ -165,4 +171,4 @@ def _ready(trainer: pl.Trainer, batch: Any) -> Any:
 
 
 def _bytes(batch: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors(batch))

@@ -15,20 +15,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.trainer.call import _call_lightning_module_hook
-from lightning.pytorch.utilities.model_helpers import _ModuleMode, is_overridden
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
 from dlblocks.errors import UserError
 from dlblocks.module import LitModule
 from dlblocks.seeds import derive
+from dlblocks.tuning.contents import fresh
 from dlblocks.tuning.original import Original
 from dlblocks.tuning.rates import base_rates, set_rates
 from dlblocks.tuning.restore import detached_copy
+from dlblocks.tuning.stages import validating
 
 # Of the hooks that come before the first batch.
 _START = ("on_fit_start", "on_train_start", "on_train_epoch_start")
@@ -180,7 +181,7 @@ class Trial:
 
     def _train(self, batch: Any, place: int, count: int) -> Tensor:
         """The loss of one of the batches of a step; the last one ends it."""
-        batch, index = tree_map(_cloned, batch), self._batches
+        batch, index = fresh(batch), self._batches
         outputs: list[Any] = []
 
         def closure() -> Tensor:
@@ -261,7 +262,7 @@ class Trial:
             self._hook("on_validation_start")
             self._hook("on_validation_epoch_start")
             for index, batch in enumerate(batches):
-                batch = tree_map(_cloned, batch)
+                batch = fresh(batch)
                 self._hook("on_validation_batch_start", batch, index, *place)
                 with self._precision.val_step_context():
                     output = self.module.validation_step(batch, *((index,) if takes_index else ()), *place)
@@ -289,27 +290,24 @@ class Trial:
     def _judging(self) -> Iterator[None]:
         """In evaluation, without gradients; an optimizer that trains at one point and judges at another (a
         schedule-free one) goes there and back. Each part of the module goes back to the mode it had."""
-        mode = _ModuleMode()
-        mode.capture(self.module)
-        self._switch("eval")
-        self._hook("on_validation_model_eval")
-        try:
-            with torch.no_grad():
+        with validating(self.trainer, self.module), torch.no_grad():
+            self._switch("eval")
+            self._hook("on_validation_model_eval")
+            try:
                 yield
-            if self._batches == 0:
-                self._original.check()
-        finally:
-            if is_overridden("on_validation_model_train", self.module):
-                self._hook("on_validation_model_train")
-            mode.restore(self.module)
-            self._switch("train")
+                if self._batches == 0:
+                    self._original.check()
+            finally:
+                if is_overridden("on_validation_model_train", self.module):
+                    self._hook("on_validation_model_train")
+                self._switch("train")
 
     def _switch(self, mode: str) -> None:
         if (switch := getattr(self.optimizer, mode, None)) is not None:
             switch()
 
     def _loss(self, batch: Any) -> Tensor:
-        return self._loss_in(self._output(tree_map(_cloned, batch), self._batches))
+        return self._loss_in(self._output(fresh(batch), self._batches))
 
     def _output(self, batch: Any, index: int) -> Any:
         with self._precision.train_step_context():
@@ -395,11 +393,6 @@ def _value_of(metric: Metric) -> float:
 def _takes_index(step: Callable[..., Any]) -> bool:
     """Whether a step takes the batch's number, which Lightning leaves out where it does not."""
     return is_param_in_hook_signature(step, "batch_idx", min_args=2)
-
-
-def _cloned(leaf: Any) -> Any:
-    """A copy for each use, since a net may work in place."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _loss_of(output: Any) -> Tensor | None:
