@@ -340,14 +340,20 @@ class Trial:
         return optimizers[0], schedulers
 
     def _share_gradients(self) -> None:
-        """The mean gradient of all processes, as DistributedDataParallel leaves it."""
+        """The mean gradient of all processes, as DistributedDataParallel leaves it: where only some of them used a
+        parameter, the others count as zeros; none is made where no process did."""
         if self._processes == 1:
             return
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    distributed.all_reduce(parameter.grad)
-                    parameter.grad /= self._processes
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        used = used.to(self.trainer.strategy.root_device)
+        distributed.all_reduce(used)
+        for parameter, count in zip(parameters, used.tolist(), strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self._processes
 
     def _mean(self, value: Tensor) -> float:
         if self._processes > 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -425,3 +427,63 @@ def test_nothing_comes_to_the_loggers(tmp_path: Path) -> None:
     assert len(tries.losses) == 2
     assert counts.calls == 6  # of the run itself
     assert fitted.loggers == [counts]
+
+
+# Several processes.
+
+UNUSED = """
+import torch, lightning as L
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from dlblocks.tuning.batches import gather, open_loaders
+from dlblocks.tuning.restore import untouched
+from dlblocks.tuning.trial import Trial
+
+class Branches(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.neither = (nn.Linear(6, 3) for _ in range(3))
+
+    def training_step(self, batch, batch_idx):
+        branch = self.first if (self.trainer.global_rank + batch_idx // 2) % 2 == 0 else self.second
+        if batch_idx == 0:
+            branch = self.second  # on all processes
+        return nn.functional.cross_entropy(branch(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.1, momentum=0.9)
+
+class Tries(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            trial = Trial(trainer, pl_module)
+            for batch in gather(trainer, 6).of_training:
+                trial.step([batch])
+            self.weights = trial.module.state_dict()
+
+if __name__ == "__main__":
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
+    tries, module = Tries(), Branches()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[tries],
+    )
+    trainer.fit(module, DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=8))
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(tries.weights[name], value)
+    Path(f"same-{trainer.global_rank}").touch()
+"""
+
+
+def test_processes_that_use_other_parameters_share_their_gradients(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNUSED)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("same-*")} == {"same-0", "same-1"}
