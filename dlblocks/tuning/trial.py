@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, _init_optimizers_and_lr_schedulers
-from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.trainer.call import _call_lightning_module_hook
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -25,6 +24,7 @@ from torchmetrics import Metric
 from dlblocks.errors import UserError
 from dlblocks.module import LitModule
 from dlblocks.seeds import derive
+from dlblocks.tuning.bystanders import bystanders, silent
 from dlblocks.tuning.contents import fresh
 from dlblocks.tuning.original import Original
 from dlblocks.tuning.rates import base_rates, set_rates
@@ -80,11 +80,14 @@ class Trial:
         self._origin, self._original = module, Original(module)
         known = {id(trainer): trainer, id(module): self.module}
         self._callbacks = copy.deepcopy(list(callbacks), known)
+        self._listed = [*self._callbacks, *bystanders(trainer.callbacks)]  # type: ignore[attr-defined]
+        self._loggers = silent(trainer.loggers)
         self._own: dict[str, bool] = {}
         self._logged: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
+        self._shown: dict[str, Tensor] = {}
         # No method of this object: a module that refers to its trial would keep both until garbage is collected.
-        note = partial(_note, self._logged, self._metrics)
+        note = partial(_note, self._logged, self._metrics, self._shown)
         for part in self.module.modules():
             if isinstance(part, pl.LightningModule):
                 part.log = note  # type: ignore[method-assign]
@@ -117,27 +120,35 @@ class Trial:
 
     @contextmanager
     def _in_trainer(self) -> Iterator[None]:
-        """For a while the Trainer's module, optimizer and schedulers are this trial's, and
-        nothing comes to a logger."""
+        """For a while the Trainer's module, optimizer, schedulers, progress and metrics are this trial's; nothing comes to
+        a logger, and no callback is called."""
         trainer, strategy = self.trainer, self.trainer.strategy
-        mine = {
-            "_lightning_module": self.module,
-            "_model": self.module,
-            "_optimizers": [self.optimizer],
-            "_lightning_optimizers": [self._wrapped],
-            "lr_scheduler_configs": self._schedulers,
-        }
-        before = {name: getattr(strategy, name) for name in mine}
-        callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
-        for name, value in mine.items():
-            setattr(strategy, name, value)
-        trainer.callbacks, trainer.loggers = self._callbacks, silent(loggers)  # type: ignore[attr-defined]
+        steps, epochs = _progress(trainer)
+        mine: list[tuple[Any, str, Any]] = [
+            (strategy, "_lightning_module", self.module),
+            (strategy, "_model", self.module),
+            (strategy, "_optimizers", [self.optimizer]),
+            (strategy, "_lightning_optimizers", [self._wrapped]),
+            (strategy, "lr_scheduler_configs", self._schedulers),
+            (trainer, "callbacks", self._listed),
+            (trainer, "loggers", self._loggers),
+            (trainer._logger_connector, "_callback_metrics", self._shown),
+            (trainer._logger_connector, "_logged_metrics", self._shown),
+            (steps, "completed", steps.completed + self.steps),
+            (epochs, "completed", epochs.completed + self._epochs()),
+        ]
+        before = [(holder, name, getattr(holder, name)) for holder, name, _ in mine]
+        for holder, name, value in mine:
+            setattr(holder, name, value)
         try:
             yield
         finally:
-            for name, value in before.items():
-                setattr(strategy, name, value)
-            trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+            for holder, name, value in before:
+                setattr(holder, name, value)
+
+    def _epochs(self) -> int:
+        batches = self.trainer.num_training_batches
+        return self._batches // int(batches) if 0 < batches < math.inf else 0
 
     def _hook(self, name: str, *arguments: Any) -> None:
         if name in _TOLD:
@@ -202,6 +213,7 @@ class Trial:
         self._hook("on_train_batch_start", batch, index)
         if place == count - 1:
             self._precision.optimizer_step(self.optimizer, model=self.module, closure=closure)
+            _progress(self.trainer)[0].completed += 1
         else:
             closure()
         self._batches += 1
@@ -272,6 +284,10 @@ class Trial:
                 for name, value in self._logged.items():
                     values.setdefault(name, []).append(torch.tensor(value))
                 self._logged.clear()
+            self._shown |= {
+                name: torch.stack(logged).mean() for name, logged in values.items() if name != RETURNED
+            }
+            self._shown |= {name: _shown_of(metric) for name, metric in self._metrics.items()}
             if not self._alone:  # metrics are put together there, over all processes
                 self._hook("on_validation_epoch_end")
                 self._hook("on_validation_end")
@@ -371,13 +387,23 @@ def _wrong_number(module: pl.LightningModule, optimizers: int) -> str:
     )
 
 
-def silent(loggers: Sequence[Logger]) -> list[Logger]:
-    """Loggers that drop everything, as many as there are."""
-    return [DummyLogger() for _ in loggers]
+def _progress(trainer: pl.Trainer) -> tuple[Any, Any]:
+    """What counts the steps and the epochs of a Trainer."""
+    loop = trainer.fit_loop
+    return (
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total,
+        loop.epoch_progress.current,
+    )
 
 
 def _note(
-    logged: dict[str, float], metrics: dict[str, Metric], name: str, value: Any, *_: Any, **__: Any
+    logged: dict[str, float],
+    metrics: dict[str, Metric],
+    shown: dict[str, Tensor],
+    name: str,
+    value: Any,
+    *_: Any,
+    **__: Any,
 ) -> None:
     if isinstance(value, Metric):
         metrics[name] = value
@@ -386,6 +412,15 @@ def _note(
         value = value.detach()
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
         logged[name] = float(value)
+        shown[name] = value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _shown_of(metric: Metric) -> Any:
+    """What a metric has come to in this process, without a change to it."""
+    to_sync, metric._to_sync = metric._to_sync, False
+    value = metric.compute()
+    metric._to_sync, metric._computed = to_sync, None
+    return value
 
 
 def _value_of(metric: Metric) -> float:
