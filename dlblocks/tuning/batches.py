@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -31,16 +31,28 @@ class Batches:
         train: what trials train on, in order; afterwards from the beginning.
         judged: what they are judged on: validation batches, or training batches kept apart.
         validation: which of both.
+        per_epoch: training batches of the first epoch.
     """
 
     train: list[Any]
     judged: list[Any]
     validation: bool
+    per_epoch: int
 
     @property
     def of_training(self) -> list[Any]:
         """All training batches, those kept apart first."""
         return self.train if self.validation else [*self.judged, *self.train]
+
+    def kept_apart(self) -> Batches:
+        """Judged on a fifth of the first epoch's training batches (at least one) instead, on which no trial then trains;
+        a single batch serves for both."""
+        train = self.train
+        if len(train) == 1:
+            return replace(self, judged=train, validation=False)
+        apart = max(1, self.per_epoch // 5)
+        rest = train[apart : self.per_epoch] or train[apart:]
+        return replace(self, train=rest, judged=train[:apart], validation=False)
 
 
 @contextmanager
@@ -67,8 +79,8 @@ def reload(trainer: pl.Trainer) -> None:
 def gather(trainer: pl.Trainer, steps: int) -> Batches:
     """The batches of the first steps, epoch after epoch, and those to be judged on; inside `open_loaders`.
 
-    Where validation is enabled and there is a validation set, its first batches judge. Else a fifth of the first
-    epoch's batches does (at least one), and no trial trains on them; a single batch serves for both.
+    Where validation is enabled and there is a validation set, its first batches judge, else training batches that are
+    kept apart.
 
     Raises:
         UserError: the training loader has no batch.
@@ -79,12 +91,8 @@ def gather(trainer: pl.Trainer, steps: int) -> Batches:
     train, per_epoch = _training(trainer, steps)
     if not train:
         raise UserError("the training set gives no batch; with drop_last, its batch size is too large.")
-    if judged:
-        return Batches(train, judged, validation=True)
-    if len(train) == 1:
-        return Batches(train, train, validation=False)
-    apart = max(1, min(per_epoch, len(train)) // 5)
-    return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
+    batches = Batches(train, judged, True, per_epoch)
+    return batches if judged else batches.kept_apart()
 
 
 def of_update(update: int, accumulate: int, epoch: float) -> range:

@@ -38,11 +38,18 @@ _TOLD = frozenset(
     {"on_train_start", "on_train_batch_start", "on_train_batch_end"}
     | {"on_validation_batch_start", "on_validation_batch_end"}
 )
-RETURNED = "what validation_step returns"
+# What `validation_step` returns: a tensor, which may be of anything, or in a mapping with a "loss".
+RETURNED, RETURNED_LOSS = "what validation_step returns", "the loss that validation_step returns"
 
 
 class NoLossError(UserError):
-    """`training_step` returned no loss, which in training leaves a batch out."""
+    """`training_step` returned no loss for any of some batches."""
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__(
+            f"{type(module).__name__}.training_step: returned no loss, so its steps can't be judged. It must return the"
+            " loss, or a mapping with a 'loss'; None leaves out a batch."
+        )
 
 
 class Trial:
@@ -77,7 +84,8 @@ class Trial:
     ) -> None:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
-        self._origin, self._original = module, Original(module)
+        self._origin = module
+        self._unchecked: Original | None = Original(module)
         known = {id(trainer): trainer, id(module): self.module}
         self._callbacks = copy.deepcopy(list(callbacks), known)
         self._listed = [*self._callbacks, *bystanders(trainer.callbacks)]  # type: ignore[attr-defined]
@@ -176,37 +184,37 @@ class Trial:
             raise UserError(_wrong_number(self.module, 0))
         set_rates(self.optimizer, self._bases, rate)
 
-    def step(self, batches: Sequence[Any]) -> float:
+    def step(self, batches: Sequence[Any]) -> float | None:
         """One optimizer step on the gradients of some batches, which as in the Trainer each count by the number that are
-        to be accumulated, also where an epoch ends with fewer. Their mean loss before it, over all processes; NaN if
-        the loss is not finite.
-
-        Raises:
-            NoLossError: `training_step` returned none.
-        """
+        to be accumulated, also where an epoch ends with fewer, and one for which `training_step` returns None is left
+        out. Their mean loss before it, over all processes; NaN if the loss is not finite, None if there is none."""
         _seed(derive(self.seed, f"step {self.steps}"))
         with self._in_trainer():
             losses = [self._train(batch, place, len(batches)) for place, batch in enumerate(batches)]
         self.steps += 1
-        return self._mean(torch.stack(losses).mean())
+        return self._mean_of([loss for loss in losses if loss is not None])
 
-    def _train(self, batch: Any, place: int, count: int) -> Tensor:
-        """The loss of one of the batches of a step; the last one ends it."""
+    def _train(self, batch: Any, place: int, count: int) -> Tensor | None:
+        """The loss of one of the batches of a step, or None if it is left out; the last one ends it."""
         batch, index = fresh(batch), self._batches
         outputs: list[Any] = []
 
-        def closure() -> Tensor:
+        def closure() -> Tensor | None:
             outputs[:] = [self._output(batch, index)]
-            loss = self._loss_in(outputs[0])
+            loss = _loss_of(outputs[0])
             if place == 0:
                 self._hook("on_before_zero_grad", self.optimizer)
                 self.optimizer.zero_grad()
-            shared = loss / self.trainer.accumulate_grad_batches
-            self.module.backward(self._precision.pre_backward(shared, self.module))
-            if index == 0:
-                self._original.check()
+            if loss is not None:
+                shared = loss / self.trainer.accumulate_grad_batches
+                self.module.backward(self._precision.pre_backward(shared, self.module))
+                if self._unchecked is not None:
+                    self._unchecked.check()
+                    self._unchecked = None
             if place == count - 1:
                 self._share_gradients()
+            if loss is None:
+                return None
             self._precision.post_backward(loss, self.module)
             return loss.detach()
 
@@ -217,11 +225,10 @@ class Trial:
         else:
             closure()
         self._batches += 1
-        output, loss = outputs[0], self._loss_in(outputs[0]).detach()
-        self._hook(
-            "on_train_batch_end", {**output} if isinstance(output, Mapping) else {"loss": loss}, batch, index
-        )
-        return loss
+        output, loss = outputs[0], _loss_of(outputs[0])
+        told = {**output} if isinstance(output, Mapping) else {} if loss is None else {"loss": loss.detach()}
+        self._hook("on_train_batch_end", told, batch, index)
+        return None if loss is None else loss.detach()
 
     def stay(self) -> None:
         """Give the copy the weights of the module again if they have moved by more than a hundredth of their length, or
@@ -235,30 +242,40 @@ class Trial:
                     here.copy_(origin)
 
     def gradient_lengths(self, batches: Sequence[Any]) -> tuple[float, float]:
-        """The mean squared length of the gradients of some batches, and that of their mean gradient."""
+        """The mean squared length of the gradients of some batches, and that of their mean gradient.
+
+        Raises:
+            NoLossError: `training_step` returned none for any batch.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         lengths, total = [], [torch.zeros_like(p) for p in parameters]
         for batch in batches:
             self.optimizer.zero_grad()
             with self._in_trainer():
-                self.module.backward(self._loss(batch))
+                if (loss := self._loss(batch)) is None:
+                    continue
+                self.module.backward(loss)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
             lengths.append(sum(float(g.square().sum()) for g in gradients))
             for summed, gradient in zip(total, gradients, strict=True):
                 summed += gradient
         self.optimizer.zero_grad()
-        whole = sum(float((summed / len(batches)).square().sum()) for summed in total)
+        if not lengths:
+            raise NoLossError(self.module)
+        whole = sum(float((summed / len(lengths)).square().sum()) for summed in total)
         return sum(lengths) / len(lengths), whole
 
     def validate(
-        self, batches: Sequence[Any], choose: Callable[[Sequence[str]], str | None] = lambda names: names[0]
+        self,
+        batches: Sequence[Any],
+        choose: Callable[[Sequence[str]], str | None] = lambda names: next(iter(names), None),
     ) -> float | None:
         """The mean validation loss on some batches, over all processes, in an epoch of its own.
 
         Args:
             batches: of the first validation loader.
-            choose: takes names, and says which one is the loss: what the module logged, and `RETURNED` before them
-                if `validation_step` returns a loss. A `Metric` that is logged counts with its value at the end.
+            choose: takes names, and says which one is the loss: what the module logged, and before them `RETURNED` or
+                `RETURNED_LOSS`. A `Metric` that is logged counts with its value at the end.
 
         Returns:
             None if there is no name, or none is chosen.
@@ -280,12 +297,15 @@ class Trial:
                     output = self.module.validation_step(batch, *((index,) if takes_index else ()), *place)
                 self._hook("on_validation_batch_end", output, batch, index, *place)
                 if (loss := _loss_of(output)) is not None:
-                    values.setdefault(RETURNED, []).append(loss)
+                    name = RETURNED_LOSS if isinstance(output, Mapping) else RETURNED
+                    values.setdefault(name, []).append(loss)
                 for name, value in self._logged.items():
                     values.setdefault(name, []).append(torch.tensor(value))
                 self._logged.clear()
             self._shown |= {
-                name: torch.stack(logged).mean() for name, logged in values.items() if name != RETURNED
+                name: torch.stack(logged).mean()
+                for name, logged in values.items()
+                if name not in (RETURNED, RETURNED_LOSS)
             }
             self._shown |= {name: _shown_of(metric) for name, metric in self._metrics.items()}
             if not self._alone:  # metrics are put together there, over all processes
@@ -293,14 +313,21 @@ class Trial:
                 self._hook("on_validation_end")
         ends = self._logged | {name: _value_of(metric) for name, metric in self._metrics.items()}
         values |= {name: [torch.tensor(value)] for name, value in ends.items()}
-        chosen = choose([*values]) if values else None
-        return self._mean(torch.stack(values[chosen]).mean()) if chosen is not None else None
+        chosen = choose([*values])
+        return self._mean_of(values[chosen]) if chosen is not None else None
 
     def training_loss(self, batches: Sequence[Any]) -> float:
-        """The mean of the training loss on some batches in evaluation mode, over all processes."""
+        """The mean of the training loss on some batches in evaluation mode, over all processes.
+
+        Raises:
+            NoLossError: `training_step` returned none for any batch.
+        """
         with self._in_trainer(), self._judging():
             losses = [self._loss(batch) for batch in batches]
-        return self._mean(torch.stack(losses).mean())
+        mean = self._mean_of([loss for loss in losses if loss is not None])
+        if mean is None:
+            raise NoLossError(self.module)
+        return mean
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
@@ -311,8 +338,8 @@ class Trial:
             self._hook("on_validation_model_eval")
             try:
                 yield
-                if self._batches == 0:
-                    self._original.check()
+                if self._unchecked is not None:
+                    self._unchecked.check()
             finally:
                 if is_overridden("on_validation_model_train", self.module):
                     self._hook("on_validation_model_train")
@@ -322,33 +349,24 @@ class Trial:
         if (switch := getattr(self.optimizer, mode, None)) is not None:
             switch()
 
-    def _loss(self, batch: Any) -> Tensor:
-        return self._loss_in(self._output(fresh(batch), self._batches))
+    def _loss(self, batch: Any) -> Tensor | None:
+        return _loss_of(self._output(fresh(batch), self._batches))
 
     def _output(self, batch: Any, index: int) -> Any:
         with self._precision.train_step_context():
             return self.module.training_step(*((batch, index) if self._takes_index else (batch,)))
-
-    def _loss_in(self, output: Any) -> Tensor:
-        loss = _loss_of(output)
-        if loss is None:
-            raise NoLossError(
-                f"{type(self.module).__name__}.training_step: returned no loss, so no learning rate can be"
-                " judged. It must return the loss, or a mapping with a 'loss'."
-            )
-        return loss
 
     def _optimizer(self) -> tuple[Optimizer, list[LRSchedulerConfig]]:
         name = type(self.module).__name__
         if not self.module.automatic_optimization:
             raise UserError(
                 f"{name}: optimises by hand (automatic_optimization=False), so its"
-                " steps can't be tried. Set the learning rate yourself."
+                " steps can't be tried. Set learning rate and batch size yourself."
             )
         if is_param_in_hook_signature(self.module.training_step, "dataloader_iter", explicit=True):
             raise UserError(
                 f"{name}.training_step: takes a dataloader_iter, so its steps can't be tried on given batches. Let"
-                " it take a batch, or set the learning rate yourself."
+                " it take a batch, or set learning rate and batch size yourself."
             )
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.module)
         if len(optimizers) != 1:
@@ -371,19 +389,25 @@ class Trial:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self._processes
 
-    def _mean(self, value: Tensor) -> float:
+    def _mean_of(self, values: Sequence[Tensor]) -> float | None:
+        """The mean over all processes; None if no process has a value."""
+        mean = torch.stack([*values]).mean() if values else torch.tensor(0.0)
+        count = len(values[:1])
         if self._processes > 1:
-            value = value.to(self.trainer.strategy.root_device, copy=True).float()
-            distributed.all_reduce(value)
-            value = value / self._processes
-        number = float(value)
+            shared = torch.stack([mean.float().cpu(), torch.tensor(float(count))])
+            shared = shared.to(self.trainer.strategy.root_device)
+            distributed.all_reduce(shared)
+            mean, count = shared[0] / shared[1], int(shared[1])
+        if not count:
+            return None
+        number = float(mean)
         return number if math.isfinite(number) else math.nan
 
 
 def _wrong_number(module: pl.LightningModule, optimizers: int) -> str:
     return (
-        f"{type(module).__name__}.configure_optimizers: gives {optimizers} optimizers; a learning rate can be found for"
-        " one."
+        f"{type(module).__name__}.configure_optimizers: gives {optimizers} optimizers; learning rate and batch size can be"
+        " found for one."
     )
 
 

@@ -87,7 +87,7 @@ class Tries(Callback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.weights: dict[str, torch.Tensor] = {}
-        self.losses: list[float] = []
+        self.losses: list[float | None] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with untouched(trainer, pl_module), open_loaders(trainer):
@@ -181,14 +181,55 @@ def test_optimising_by_hand_is_refused() -> None:
         L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(TwoOptimizers(), loader())
 
 
-class Silent(Foreign):
+class LeavesOut(Foreign):
+    """Returns no loss for some batches."""
+
+    def __init__(self, optimizer: str = "adamw", left_out: tuple[int, ...] = ()) -> None:
+        super().__init__(optimizer)
+        self.left_out = left_out
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        made = super().training_step(batch, batch_idx)
+        return None if batch_idx in self.left_out else made
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("left_out", [(0,), (3,), (2, 3)])
+def test_a_batch_without_a_loss_is_left_out(left_out: tuple[int, ...], accumulate: int) -> None:
+    steps = 6 // accumulate
+    tries, module = Tries(steps), LeavesOut(left_out=left_out)
+    L.Trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[tries], **QUIET).fit(
+        module, loader(), loader()
+    )
+    for name, value in module.state_dict().items():
+        assert tries.weights[name].equal(value), name
+    without = [
+        step for step in range(steps) if {*range(step * accumulate, (step + 1) * accumulate)} <= {*left_out}
+    ]
+    assert [step for step, loss in enumerate(tries.losses) if loss is None] == without
+
+
+class ReturnsNothing(Foreign):
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         return None
 
 
-def test_a_step_without_a_loss_is_told() -> None:
-    with pytest.raises(UserError, match=r"Silent.training_step: returned no loss"):
-        L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(Silent(), loader())
+@pytest.mark.parametrize("method", ["race", "valley"])
+def test_a_module_that_never_returns_a_loss_is_told(method: Any) -> None:
+    with pytest.raises(UserError, match=r"ReturnsNothing.training_step: returned no loss"):
+        find_lr(L.Trainer(max_epochs=1, **QUIET), ReturnsNothing(), train_dataloaders=loader(), method=method)
+
+
+@pytest.mark.parametrize("kind", [TwoOptimizers, ReturnsNothing])
+def test_what_cannot_be_tried_is_told_by_both_finders(kind: type[Foreign]) -> None:
+    told = []
+    for finder in (LearningRateFinder(), BatchSizeFinder(sizes=[8])):
+        with pytest.raises(UserError) as error:
+            L.Trainer(max_epochs=1, callbacks=[finder], **QUIET).fit(kind(), loader())
+        told.append(str(error.value))
+    assert told[0] == told[1]
+    assert ("learning rate" in told[0]) == ("batch size" in told[0])
 
 
 # What is let go.
