@@ -162,6 +162,8 @@ class _Control:
     def __init__(self, start: Callable[[], Trial], step: Callable[[Trial], float | None]) -> None:
         self._start, self._step = start, step
         self._trial: Trial | None = None
+        # Steps at which it has no loss.
+        self._left_out: set[int] = set()
         self.failure = ""
 
     def loss(self, of: Callable[[Trial], float | None], trial: Trial) -> float:
@@ -186,9 +188,17 @@ class _Control:
                     raise
 
     def _blames_rate(self, error: Exception, of: Callable[[Trial], float | None], steps: int) -> bool:
-        if not isinstance(error, _FAILURES) or is_out_of_memory(error):
+        without_loss = isinstance(error, NoLossError)
+        if (
+            not isinstance(error, _FAILURES)
+            or is_out_of_memory(error)
+            or (without_loss and steps in self._left_out)
+        ):
             return False
-        trial = self._trial = self._trial or self._start()
+        # Other batches may have a loss where these have none.
+        if self._trial is None or (without_loss and self._trial.steps > steps):
+            self._trial = self._start()
+        trial = self._trial
         # Of several processes, one that fails alone leaves the others waiting.
         if trial.trainer.world_size > 1:
             return False
@@ -196,7 +206,9 @@ class _Control:
             while trial.steps < steps:
                 self._step(trial)
             _given(of, trial)
-        except _FAILURES:
+        except _FAILURES as failure:
+            if isinstance(failure, NoLossError):
+                self._left_out.add(steps)
             return False
         return True
 
