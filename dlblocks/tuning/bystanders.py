@@ -32,7 +32,7 @@ def _bystander(callback: Callback) -> Callback:
 
 @cache
 def _without_hooks(kind: type[Callback]) -> type[Callback]:
-    hooks = dict(_HOOKS)
+    hooks = _HOOKS | {"__module__": __name__}  # as it keeps nothing of a batch
     if getattr(kind, "setup", None) is ModelCheckpoint.setup:
         del hooks["setup"]  # which says where checkpoints would go, and writes nothing
     if hasattr(kind, "__del__"):
