@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from dlblocks.errors import UserError, first_line
+from dlblocks.rebinding import rebind
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -71,13 +74,18 @@ def random_states() -> Iterator[None]:
             torch.mps.set_rng_state(mps)
 
 
-def copied(net: Net) -> Net:
-    """A copy of a net, also of one that keeps what it has computed, as old `weight_norm` does: torch refuses to copy
-    tensors that have a history.
+def copied(net: Net, shared: Iterable[Any] = ()) -> Net:
+    """A copy of a net that runs nothing of the original, also of one that keeps what it has computed, as old `weight_norm`
+    does: torch refuses to copy tensors that have a history.
 
     Args:
         net: stays as it is.
+        shared: objects that the copy refers to as the net does.
+
+    Raises:
+        UserError: an attribute can't be copied.
     """
+    memo: dict[int, Any] = {id(one): one for one in shared}
     computed = [
         (part, name, value)
         for part in net.modules()
@@ -86,8 +94,34 @@ def copied(net: Net) -> Net:
     ]
     for part, name, value in computed:
         vars(part)[name] = value.detach()
+    known = dict(memo)
     try:
-        return copy.deepcopy(net)
+        made = copy.deepcopy(net, memo)
+    except Exception as error:
+        if (told := _uncopied(net, known)) is None:
+            raise
+        raise UserError(told) from error
     finally:
         for part, name, value in computed:
             vars(part)[name] = value
+    rebind(memo)
+    return made
+
+
+def _uncopied(net: nn.Module, known: dict[int, Any]) -> str | None:
+    """Which attribute of a net can't be copied, and why; None if each of them can, as where memory ran out."""
+    for place, part in net.named_modules():
+        for name, value in vars(part).items():
+            # Those of a net are not attributes of their own; a LightningModule is copied without its Trainer.
+            if name in ("_parameters", "_buffers", "_modules", "_trainer"):
+                continue
+            try:
+                copy.deepcopy(value, dict(known))
+            except Exception as error:
+                path = ".".join(filter(None, (place, name)))
+                return (
+                    f"{type(net).__name__}.{path}: can't be copied ({first_line(error)}), but only copies of the module are"
+                    f" tried. Make it where it is needed, or leave it out of copies with a __deepcopy__ of"
+                    f" {type(value).__name__} or __getstate__ of {type(part).__name__}."
+                )
+    return None

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 LAYERS = [
     ("errors", "processes", "revision"),
     ("records",),
-    ("registry",),
+    ("registry", "rebinding"),
     ("seeds", "results", "activations", "losses", "rules", "probing"),
     ("factory", "calls", "arguments"),
     ("theory", "surgery"),

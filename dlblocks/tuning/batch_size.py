@@ -568,8 +568,8 @@ def _seconds_a_step(trial: Trial, train: Sequence[Any], judged: Sequence[Any]) -
         trial.step([train[len(seconds) % len(train)]])
         seconds.append(time.perf_counter() - start)
         trial.stay()
-    if judged and trial.validate(judged) is None:
-        trial.training_loss(judged)
+    if judged:
+        trial.validate(judged)
     return statistics.median(seconds)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils._pytree import tree_leaves
 
 from dlblocks.errors import UserError
+from dlblocks.tuning.contents import tensors
 from dlblocks.tuning.restore import same_order
+from dlblocks.tuning.stages import validating
 
 # Batches are kept in memory, up to so many bytes; after them the first ones come again.
 LIMIT = 2**30
@@ -30,16 +31,28 @@ class Batches:
         train: what trials train on, in order; afterwards from the beginning.
         judged: what they are judged on: validation batches, or training batches kept apart.
         validation: which of both.
+        per_epoch: training batches of the first epoch.
     """
 
     train: list[Any]
     judged: list[Any]
     validation: bool
+    per_epoch: int
 
     @property
     def of_training(self) -> list[Any]:
         """All training batches, those kept apart first."""
         return self.train if self.validation else [*self.judged, *self.train]
+
+    def kept_apart(self) -> Batches:
+        """Judged on a fifth of the first epoch's training batches (at least one) instead, on which no trial then trains;
+        a single batch serves for both."""
+        train = self.train
+        if len(train) == 1:
+            return replace(self, judged=train, validation=False)
+        apart = max(1, self.per_epoch // 5)
+        rest = train[apart : self.per_epoch] or train[apart:]
+        return replace(self, train=rest, judged=train[:apart], validation=False)
 
 
 @contextmanager
@@ -66,8 +79,8 @@ def reload(trainer: pl.Trainer) -> None:
 def gather(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> Batches:
     """The first training batches, epoch after epoch, and those to be judged on; inside `open_loaders`.
 
-    Where validation is enabled and there is a validation set, its first batches judge. Else a fifth of the first
-    epoch's batches does (at least one), and no trial trains on them; a single batch serves for both.
+    Where validation is enabled and there is a validation set, its first batches judge, else training batches that are
+    kept apart.
 
     Args:
         trainer: in the middle of `fit`.
@@ -82,12 +95,8 @@ def gather(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> Batches:
     train, per_epoch = _training(trainer, count)
     if not train:
         raise no_batch()
-    if judged:
-        return Batches(train, judged, validation=True)
-    if len(train) == 1:
-        return Batches(train, train, validation=False)
-    apart = max(1, per_epoch // 5)
-    return Batches(train[apart:per_epoch] or train[apart:], train[:apart], validation=False)
+    batches = Batches(train, judged, True, per_epoch)
+    return batches if judged else batches.kept_apart()
 
 
 def of_update(update: int, accumulate: int, epoch: float) -> range:
@@ -122,7 +131,7 @@ def first_batches(trainer: pl.Trainer, most: int) -> First:
     """The first batches, whatever the Trainer's limit; inside `open_loaders`."""
     train: list[Any] = []
     whole = True
-    for batch in _served(trainer.train_dataloader):
+    for batch in _served(trainer.fit_loop):
         train.append(_ready(trainer, batch))
         if len(train) >= most or sum(map(_bytes, train)) >= LIMIT:
             whole = False
@@ -147,7 +156,7 @@ def _training(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> tuple[l
     size, per_epoch, wanted = 0, 0, 1
     while len(batches) < wanted and size < LIMIT:
         before = len(batches)
-        for batch in _served(trainer.train_dataloader):
+        for batch in _served(trainer.fit_loop):
             batches.append(_ready(trainer, batch))
             if len(batches) == 1:
                 wanted = count if isinstance(count, int) else count(batches[0])
@@ -162,23 +171,28 @@ def _training(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> tuple[l
 
 
 def _validation(trainer: pl.Trainer, most: int) -> list[Any]:
-    if not trainer.enable_validation or not trainer.val_dataloaders:
+    """The first validation batches, made as when the Trainer validates; of several loaders one after the other, those of
+    the first."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if not trainer.enable_validation or loop._combined_loader is None:
         return []
-    limits = trainer.fit_loop.epoch_loop.val_loop.max_batches
-    loaders = trainer.val_dataloaders
-    first = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-    return [
-        _ready(trainer, batch)
-        for batch, _ in zip(_served(first), range(int(min(most, *limits))), strict=False)
-    ]
-
-
-def _served(loaders: Any) -> Iterator[Any]:
-    """The batches of one epoch; of several loaders, as the Trainer combines them."""
-    if isinstance(loaders, (list, tuple, dict)):
-        yield from (batch for batch, _, _ in CombinedLoader(loaders, "max_size_cycle"))
+    if loop._is_sequential:
+        limit, batches = loop.max_batches[0], iter(loop._combined_loader.flattened[0])
     else:
-        yield from loaders
+        shortest = loop._combined_loader._mode == "min_size"
+        limit, batches = (min if shortest else max)(loop.max_batches), _served(loop)
+    with validating(trainer, trainer.lightning_module):
+        trainer.lightning_module.eval()
+        return [_ready(trainer, batch) for batch in islice(batches, int(min(most, limit)))]
+
+
+def _served(loop: Any) -> Iterator[Any]:
+    """The batches of one epoch; of several loaders, as the Trainer combines them."""
+    combined = loop._combined_loader
+    if isinstance(combined.iterables, (list, tuple, dict)):
+        yield from (batch for batch, _, _ in CombinedLoader(combined.iterables, combined._mode))
+    else:
+        yield from combined.iterables
 
 
 def _ready(trainer: pl.Trainer, batch: Any) -> Any:
@@ -188,4 +202,4 @@ def _ready(trainer: pl.Trainer, batch: Any) -> Any:
 
 
 def _bytes(batch: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors(batch))

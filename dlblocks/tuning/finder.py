@@ -20,8 +20,8 @@ from rich.progress import Progress
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.batches import open_loaders
+from dlblocks.tuning.bystanders import bystanders, silent
 from dlblocks.tuning.restore import same_order, same_values, untouched
-from dlblocks.tuning.trial import silent
 
 
 class Choice(Protocol):
@@ -132,7 +132,7 @@ def find(
     order = same_order(module, datamodule, train_dataloaders, val_dataloaders)
     with untouched(trainer, module), _detached(module, datamodule), same_values(module), order:
         finder.others = trainer.callbacks  # type: ignore[attr-defined]
-        trainer.callbacks = [finder]  # type: ignore[attr-defined]
+        trainer.callbacks = [finder, *bystanders(finder.others)]  # type: ignore[attr-defined]
         trainer.loggers = silent(trainer.loggers)
         given = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders}
         with _interruptible(finder):

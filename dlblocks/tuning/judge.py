@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks.errors import UserError
-from dlblocks.tuning.trial import RETURNED
+from dlblocks.tuning.trial import RETURNED, RETURNED_LOSS
 
 _OF_VALIDATION = frozenset({"val", "valid", "validation", "eval", "dev"})
 # Lightning adds these to the names of what is logged by step, by epoch, or with several loaders.
@@ -16,9 +16,9 @@ _ENDING = re.compile(r"(_step|_epoch)?(/dataloader_idx_0)?$")
 
 
 class Judge:
-    """Chooses, in this order: `monitor`; the loss that `validation_step` returns; what a callback of the Trainer
-    monitors with mode=min; the validation loss by its name, such as `val_loss`, `valid/loss` or `loss`; the only
-    other name with the word `loss` in it.
+    """Chooses, in this order: `monitor`; the loss in a mapping that `validation_step` returns; what a callback of the
+    Trainer monitors with mode=min; a tensor that `validation_step` returns; the validation loss by its name, such as
+    `val_loss`, `valid/loss` or `loss`; the only other name with the word `loss` in it.
 
     Args:
         monitor: the name to take.
@@ -49,11 +49,13 @@ class Judge:
             if (found := _logged_as(self.monitor, names)) is None:
                 raise UserError(_not_logged(self.monitor, names))
             return found
-        if RETURNED in names:
-            return RETURNED
+        if RETURNED_LOSS in names:
+            return RETURNED_LOSS
         for monitored in self._monitored:
             if (found := _logged_as(monitored, names)) is not None:
                 return found
+        if RETURNED in names:
+            return RETURNED
         if plain := [name for name in names if _words(name)[0] == ["loss"]]:
             return max(plain, key=lambda name: _words(name)[1])
         losses = [name for name in names if "loss" in _words(name)[0]]
@@ -67,9 +69,8 @@ class Judge:
     @property
     def told(self) -> str:
         """What the chosen value is called on the terminal, in picture and table."""
-        if self.chosen is None:
-            return "training loss on validation batches"
-        if self.chosen == RETURNED or _words(self.chosen)[0] == ["loss"]:
+        assert self.chosen is not None
+        if self.chosen in (RETURNED, RETURNED_LOSS) or _words(self.chosen)[0] == ["loss"]:
             return "validation loss"
         return self.chosen
 
@@ -79,7 +80,7 @@ def _logged_as(monitored: str, names: Sequence[str]) -> str | None:
 
 
 def _not_logged(monitor: str, names: Sequence[str]) -> str:
-    logged = [name for name in names if name != RETURNED]
+    logged = [name for name in names if name not in (RETURNED, RETURNED_LOSS)]
     return (
         f"find_lr: monitor={monitor!r} is not what validation logs, which is"
         f" {', '.join(logged) if logged else 'nothing'}."

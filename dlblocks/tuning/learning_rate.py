@@ -60,10 +60,10 @@ def find_lr(
     `race` trains the same net at 13 rates from the same weights on the same batches, sees by their training losses
     where the fast ones lie, trains at some rates around there, and takes the one with the lowest validation loss or
     one that comes near it; without validation, the loss on a fifth of the training batches that no rate has trained
-    on (`tuning.race`). The validation loss is what `validation_step` returns; else, of what is logged, what a callback
-    monitors with mode=min, or what is named as it, such as `val_loss` (`tuning.judge`). The other methods are
-    suggestions of a range test (Smith 2015, arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest`
-    and `minimum`.
+    on (`tuning.race`), as also where validation gives no loss. The validation loss is that in a mapping which
+    `validation_step` returns; else what a callback monitors with mode=min, a tensor that is returned, or what is logged
+    by a name such as `val_loss` (`tuning.judge`). The other methods are suggestions of a range test (Smith 2015,
+    arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
     rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
@@ -153,6 +153,8 @@ class LearningRateFinder(Finder):
 _FAILURES = (ArithmeticError, AssertionError, RuntimeError, ValueError, NoLossError)
 # So much lower than the lowest rate is one at which nothing diverges.
 _STILL = 1e-3
+# Of a module that returns no loss for so many steps in a row, whatever the rate, none is to be expected.
+_MOST_LEFT_OUT = 100
 
 
 class _Control:
@@ -164,44 +166,72 @@ class _Control:
         step: takes its next step.
     """
 
-    def __init__(self, start: Callable[[], Trial], step: Callable[[Trial], float]) -> None:
+    def __init__(self, start: Callable[[], Trial], step: Callable[[Trial], float | None]) -> None:
         self._start, self._step = start, step
         self._trial: Trial | None = None
+        # Steps at which it has no loss.
+        self._left_out: set[int] = set()
         self.failure = ""
 
-    def loss(self, of: Callable[[Trial], float], trial: Trial) -> float:
-        """A loss of a trial; NaN also where it fails and the control does not.
+    def loss(self, of: Callable[[Trial], float | None], trial: Trial) -> float:
+        """A loss of a trial; NaN also where it fails and the control does not. Steps without a loss are left out, if the
+        control has none there either.
 
         Raises:
             Exception: that of the trial, if the control fails as well.
         """
-        steps = trial.steps
-        try:
-            return of(trial)
-        except Exception as error:
-            if not isinstance(error, NonFiniteLossError) and not self._blames_rate(error, of, steps):
-                raise
-            # The error itself would keep its trial.
-            self.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return math.nan
+        left_out = 0
+        while True:
+            steps = trial.steps
+            try:
+                return _given(of, trial)
+            except Exception as error:
+                if isinstance(error, NonFiniteLossError) or self._blames_rate(error, of, steps):
+                    # The error itself would keep its trial.
+                    self.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                    return math.nan
+                left_out += 1
+                if not isinstance(error, NoLossError) or trial.steps == steps or left_out == _MOST_LEFT_OUT:
+                    raise
 
-    def _blames_rate(self, error: Exception, of: Callable[[Trial], float], steps: int) -> bool:
-        if not isinstance(error, _FAILURES) or is_out_of_memory(error):
+    def _blames_rate(self, error: Exception, of: Callable[[Trial], float | None], steps: int) -> bool:
+        without_loss = isinstance(error, NoLossError)
+        if (
+            not isinstance(error, _FAILURES)
+            or is_out_of_memory(error)
+            or (without_loss and steps in self._left_out)
+        ):
             return False
-        trial = self._trial = self._trial or self._start()
+        # Other batches may have a loss where these have none.
+        if self._trial is None or (without_loss and self._trial.steps > steps):
+            self._trial = self._start()
+        trial = self._trial
         # Of several processes, one that fails alone leaves the others waiting.
         if trial.trainer.world_size > 1:
             return False
         try:
             while trial.steps < steps:
                 self._step(trial)
-            of(trial)
-        except _FAILURES:
+            _given(of, trial)
+        except _FAILURES as failure:
+            if isinstance(failure, NoLossError):
+                self._left_out.add(steps)
             return False
         return True
 
 
-@dataclass(frozen=True)
+def _given(of: Callable[[Trial], float | None], trial: Trial) -> float:
+    """A loss that has to be there.
+
+    Raises:
+        NoLossError: it is not.
+    """
+    if (loss := of(trial)) is None:
+        raise NoLossError(trial.module)
+    return loss
+
+
+@dataclass
 class _Course:
     """What all rates of a race have in common."""
 
@@ -211,16 +241,18 @@ class _Course:
     judge: Judge
     unit: int  # updates that count as a step of the race
 
-    def step(self, trial: Trial) -> float:
+    def step(self, trial: Trial) -> float | None:
         train = self.batches.train
         chosen = of_update(trial.steps, self.accumulate, self.epoch)
         return trial.step([train[index % len(train)] for index in chosen])
 
     def score(self, trial: Trial) -> float:
-        judged = self.batches.judged
-        if self.batches.validation and (loss := trial.validate(judged, self.judge)) is not None:
-            return loss
-        return trial.training_loss(judged)
+        if self.batches.validation:
+            if (loss := trial.validate(self.batches.judged, self.judge)) is not None:
+                return loss
+            # Known of the untrained net, before any rate trains.
+            self.batches = self.batches.kept_apart()
+        return trial.training_loss(self.batches.judged)
 
 
 class _Runner:
@@ -317,7 +349,7 @@ def _race(
             f"optimizer.lr=auto: the loss is not finite at any rate from {rates[0]:g} to {rates[-1]:g}. Look at"
             f" the data and the initialisation. {control.failure}".rstrip()
         )
-    judged_by = judge.told if batches.validation else "loss on training batches kept apart"
+    judged_by = judge.told if course.batches.validation else "loss on training batches kept apart"
     return LearningRateChoice(
         lr=best.rate,
         method="race",
@@ -418,7 +450,7 @@ def _range_run(
         passed: told that a step has been taken.
     """
 
-    def take(trial: Trial) -> float:
+    def take(trial: Trial) -> float | None:
         return trial.step([train[index] for index in update(trial.steps)])
 
     trial, control, losses = start(), _Control(lambda: start(_STILL * rates[0]), take), list[float]()
@@ -436,5 +468,8 @@ def _range_run(
 def _losses_before(trainer: pl.Trainer, module: pl.LightningModule, train: list[Any]) -> list[float]:
     """The loss of the untrained net on each batch: that one batch is easier than another is then no noise."""
     trial = Trial(trainer, module)
-    losses = [trial.training_loss([batch]) for batch in train]
-    return losses if all(map(math.isfinite, losses)) else [0.0] * len(losses)
+    try:
+        losses = [trial.training_loss([batch]) for batch in train]
+    except NoLossError:
+        losses = [math.nan]
+    return losses if all(map(math.isfinite, losses)) else [0.0] * len(train)

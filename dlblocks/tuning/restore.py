@@ -180,12 +180,32 @@ def same_values(module: nn.Module) -> Iterator[None]:
 
 
 def detached_copy(module: pl.LightningModule, trainer: pl.Trainer) -> pl.LightningModule:
-    """A copy that a trial may spoil: it sees the Trainer, and what it logs goes nowhere."""
-    made = copied(module)
+    """A copy that a trial may spoil: it sees the Trainer and its data as the module does, and what it logs goes nowhere.
+
+    Raises:
+        UserError: an attribute can't be copied.
+    """
+    made = copied(module, shared=_of_the_trainer(trainer))
     made.trainer = trainer
     for part in made.modules():
         _clear_gradients(part)
+        if isinstance(part, pl.LightningModule):
+            part._compiler_ctx = None  # what was compiled is not, in a copy
     return made
+
+
+def _of_the_trainer(trainer: pl.Trainer) -> Iterator[Any]:
+    """What modules may refer to, and no trial changes: the Trainer, its callbacks, data module, loaders and data sets."""
+    yield from (trainer, trainer.strategy, *trainer.callbacks, *trainer.loggers)  # type: ignore[attr-defined]
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop):
+        given = loop._data_source.instance
+        loaders = loop._combined_loader.flattened if loop._combined_loader is not None else ()
+        for one in (given, trainer.datamodule, *loaders):  # type: ignore[attr-defined]
+            # A module may have its loaders itself.
+            if not isinstance(one, nn.Module) and one is not None:
+                yield one
+                if (data := getattr(one, "dataset", None)) is not None:
+                    yield data
 
 
 def _clear_gradients(part: nn.Module) -> None:

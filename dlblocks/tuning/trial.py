@@ -13,21 +13,24 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, _init_optimizers_and_lr_schedulers
-from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.trainer.call import _call_lightning_module_hook
-from lightning.pytorch.utilities.model_helpers import _ModuleMode, is_overridden
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from dlblocks.errors import UserError
 from dlblocks.module import LitModule
 from dlblocks.seeds import derive
+from dlblocks.tuning.bystanders import bystanders, silent
+from dlblocks.tuning.contents import fresh
+from dlblocks.tuning.original import Original
 from dlblocks.tuning.rates import base_rates, set_rates
 from dlblocks.tuning.restore import detached_copy
+from dlblocks.tuning.stages import validating
 
 # Of the hooks that come before the first batch.
 _START = ("on_fit_start", "on_train_start", "on_train_epoch_start")
@@ -36,11 +39,18 @@ _TOLD = frozenset(
     {"on_train_start", "on_train_batch_start", "on_train_batch_end"}
     | {"on_validation_batch_start", "on_validation_batch_end"}
 )
-RETURNED = "what validation_step returns"
+# What `validation_step` returns: a tensor, which may be of anything, or in a mapping with a "loss".
+RETURNED, RETURNED_LOSS = "what validation_step returns", "the loss that validation_step returns"
 
 
 class NoLossError(UserError):
-    """`training_step` returned no loss, which in training leaves a batch out."""
+    """`training_step` returned no loss for any of some batches."""
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__(
+            f"{type(module).__name__}.training_step: returned no loss, so its steps can't be judged. It must return the"
+            " loss, or a mapping with a 'loss'; None leaves out a batch."
+        )
 
 
 class Trial:
@@ -60,7 +70,8 @@ class Trial:
         callbacks: copies of them are told of the start of training and of each batch.
 
     Raises:
-        UserError: the module optimises by hand, has not exactly one optimizer, or takes an iterator of batches.
+        UserError: the module optimises by hand, has not exactly one optimizer, takes an iterator of batches, or can't be
+            copied.
     """
 
     def __init__(
@@ -75,13 +86,17 @@ class Trial:
         self.trainer = trainer
         self.module = detached_copy(module, trainer)
         self._origin = module
+        self._unchecked: Original | None = Original(module)
         known = {id(trainer): trainer, id(module): self.module}
         self._callbacks = copy.deepcopy(list(callbacks), known)
+        self._listed = [*self._callbacks, *bystanders(trainer.callbacks)]  # type: ignore[attr-defined]
+        self._loggers = silent(trainer.loggers)
         self._own: dict[str, bool] = {}
         self._logged: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
+        self._shown: dict[str, Tensor] = {}
         # No method of this object: a module that refers to its trial would keep both until garbage is collected.
-        note = partial(_note, self._logged, self._metrics)
+        note = partial(_note, self._logged, self._metrics, self._shown)
         for part in self.module.modules():
             if isinstance(part, pl.LightningModule):
                 part.log = note  # type: ignore[method-assign]
@@ -114,27 +129,35 @@ class Trial:
 
     @contextmanager
     def _in_trainer(self) -> Iterator[None]:
-        """For a while the Trainer's module, optimizer and schedulers are this trial's, and
-        nothing comes to a logger."""
+        """For a while the Trainer's module, optimizer, schedulers, progress and metrics are this trial's; nothing comes to
+        a logger, and no callback is called."""
         trainer, strategy = self.trainer, self.trainer.strategy
-        mine = {
-            "_lightning_module": self.module,
-            "_model": self.module,
-            "_optimizers": [self.optimizer],
-            "_lightning_optimizers": [self._wrapped],
-            "lr_scheduler_configs": self._schedulers,
-        }
-        before = {name: getattr(strategy, name) for name in mine}
-        callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
-        for name, value in mine.items():
-            setattr(strategy, name, value)
-        trainer.callbacks, trainer.loggers = self._callbacks, silent(loggers)  # type: ignore[attr-defined]
+        steps, epochs = _progress(trainer)
+        mine: list[tuple[Any, str, Any]] = [
+            (strategy, "_lightning_module", self.module),
+            (strategy, "_model", self.module),
+            (strategy, "_optimizers", [self.optimizer]),
+            (strategy, "_lightning_optimizers", [self._wrapped]),
+            (strategy, "lr_scheduler_configs", self._schedulers),
+            (trainer, "callbacks", self._listed),
+            (trainer, "loggers", self._loggers),
+            (trainer._logger_connector, "_callback_metrics", self._shown),
+            (trainer._logger_connector, "_logged_metrics", self._shown),
+            (steps, "completed", steps.completed + self.steps),
+            (epochs, "completed", epochs.completed + self._epochs()),
+        ]
+        before = [(holder, name, getattr(holder, name)) for holder, name, _ in mine]
+        for holder, name, value in mine:
+            setattr(holder, name, value)
         try:
             yield
         finally:
-            for name, value in before.items():
-                setattr(strategy, name, value)
-            trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+            for holder, name, value in before:
+                setattr(holder, name, value)
+
+    def _epochs(self) -> int:
+        batches = self.trainer.num_training_batches
+        return self._batches // int(batches) if 0 < batches < math.inf else 0
 
     def _hook(self, name: str, *arguments: Any) -> None:
         if name in _TOLD:
@@ -162,49 +185,51 @@ class Trial:
             raise UserError(_wrong_number(self.module, 0))
         set_rates(self.optimizer, self._bases, rate)
 
-    def step(self, batches: Sequence[Any]) -> float:
+    def step(self, batches: Sequence[Any]) -> float | None:
         """One optimizer step on the gradients of some batches, which as in the Trainer each count by the number that are
-        to be accumulated, also where an epoch ends with fewer. Their mean loss before it, over all processes; NaN if
-        the loss is not finite.
-
-        Raises:
-            NoLossError: `training_step` returned none.
-        """
+        to be accumulated, also where an epoch ends with fewer, and one for which `training_step` returns None is left
+        out. Their mean loss before it, over all processes; NaN if the loss is not finite, None if there is none."""
         _seed(derive(self.seed, f"step {self.steps}"))
         with self._in_trainer():
             losses = [self._train(batch, place, len(batches)) for place, batch in enumerate(batches)]
         self.steps += 1
-        return self._mean(torch.stack(losses).mean())
+        return self._mean_of([loss for loss in losses if loss is not None])
 
-    def _train(self, batch: Any, place: int, count: int) -> Tensor:
-        """The loss of one of the batches of a step; the last one ends it."""
-        batch, index = tree_map(_cloned, batch), self._batches
+    def _train(self, batch: Any, place: int, count: int) -> Tensor | None:
+        """The loss of one of the batches of a step, or None if it is left out; the last one ends it."""
+        batch, index = fresh(batch), self._batches
         outputs: list[Any] = []
 
-        def closure() -> Tensor:
+        def closure() -> Tensor | None:
             outputs[:] = [self._output(batch, index)]
-            loss = self._loss_in(outputs[0])
+            loss = _loss_of(outputs[0])
             if place == 0:
                 self._hook("on_before_zero_grad", self.optimizer)
                 self.optimizer.zero_grad()
-            shared = loss / self.trainer.accumulate_grad_batches
-            self.module.backward(self._precision.pre_backward(shared, self.module))
+            if loss is not None:
+                shared = loss / self.trainer.accumulate_grad_batches
+                self.module.backward(self._precision.pre_backward(shared, self.module))
+                if self._unchecked is not None:
+                    self._unchecked.check()
+                    self._unchecked = None
             if place == count - 1:
                 self._share_gradients()
+            if loss is None:
+                return None
             self._precision.post_backward(loss, self.module)
             return loss.detach()
 
         self._hook("on_train_batch_start", batch, index)
         if place == count - 1:
             self._precision.optimizer_step(self.optimizer, model=self.module, closure=closure)
+            _progress(self.trainer)[0].completed += 1
         else:
             closure()
         self._batches += 1
-        output, loss = outputs[0], self._loss_in(outputs[0]).detach()
-        self._hook(
-            "on_train_batch_end", {**output} if isinstance(output, Mapping) else {"loss": loss}, batch, index
-        )
-        return loss
+        output, loss = outputs[0], _loss_of(outputs[0])
+        told = {**output} if isinstance(output, Mapping) else {} if loss is None else {"loss": loss.detach()}
+        self._hook("on_train_batch_end", told, batch, index)
+        return None if loss is None else loss.detach()
 
     def bytes_of_any_size(self) -> int:
         """Of weights, buffers, gradients and the optimizer's state, whatever the size of a batch."""
@@ -225,30 +250,40 @@ class Trial:
                     here.copy_(origin)
 
     def gradient_lengths(self, batches: Sequence[Any]) -> tuple[float, float]:
-        """The mean squared length of the gradients of some batches, and that of their mean gradient."""
+        """The mean squared length of the gradients of some batches, and that of their mean gradient.
+
+        Raises:
+            NoLossError: `training_step` returned none for any batch.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         lengths, total = [], [torch.zeros_like(p) for p in parameters]
         for batch in batches:
             self.optimizer.zero_grad()
             with self._in_trainer():
-                self.module.backward(self._loss(batch))
+                if (loss := self._loss(batch)) is None:
+                    continue
+                self.module.backward(loss)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
             lengths.append(sum(float(g.square().sum()) for g in gradients))
             for summed, gradient in zip(total, gradients, strict=True):
                 summed += gradient
         self.optimizer.zero_grad()
-        whole = sum(float((summed / len(batches)).square().sum()) for summed in total)
+        if not lengths:
+            raise NoLossError(self.module)
+        whole = sum(float((summed / len(lengths)).square().sum()) for summed in total)
         return sum(lengths) / len(lengths), whole
 
     def validate(
-        self, batches: Sequence[Any], choose: Callable[[Sequence[str]], str | None] = lambda names: names[0]
+        self,
+        batches: Sequence[Any],
+        choose: Callable[[Sequence[str]], str | None] = lambda names: next(iter(names), None),
     ) -> float | None:
         """The mean validation loss on some batches, over all processes, in an epoch of its own.
 
         Args:
             batches: of the first validation loader.
-            choose: takes names, and says which one is the loss: what the module logged, and `RETURNED` before them
-                if `validation_step` returns a loss. A `Metric` that is logged counts with its value at the end.
+            choose: takes names, and says which one is the loss: what the module logged, and before them `RETURNED` or
+                `RETURNED_LOSS`. A `Metric` that is logged counts with its value at the end.
 
         Returns:
             None if there is no name, or none is chosen.
@@ -264,78 +299,82 @@ class Trial:
             self._hook("on_validation_start")
             self._hook("on_validation_epoch_start")
             for index, batch in enumerate(batches):
-                batch = tree_map(_cloned, batch)
+                batch = fresh(batch)
                 self._hook("on_validation_batch_start", batch, index, *place)
                 with self._precision.val_step_context():
                     output = self.module.validation_step(batch, *((index,) if takes_index else ()), *place)
                 self._hook("on_validation_batch_end", output, batch, index, *place)
                 if (loss := _loss_of(output)) is not None:
-                    values.setdefault(RETURNED, []).append(loss)
+                    name = RETURNED_LOSS if isinstance(output, Mapping) else RETURNED
+                    values.setdefault(name, []).append(loss)
                 for name, value in self._logged.items():
                     values.setdefault(name, []).append(torch.tensor(value))
                 self._logged.clear()
+            self._shown |= {
+                name: torch.stack(logged).mean()
+                for name, logged in values.items()
+                if name not in (RETURNED, RETURNED_LOSS)
+            }
+            self._shown |= {name: _shown_of(metric) for name, metric in self._metrics.items()}
             if not self._alone:  # metrics are put together there, over all processes
                 self._hook("on_validation_epoch_end")
                 self._hook("on_validation_end")
         ends = self._logged | {name: _value_of(metric) for name, metric in self._metrics.items()}
         values |= {name: [torch.tensor(value)] for name, value in ends.items()}
-        chosen = choose([*values]) if values else None
-        return self._mean(torch.stack(values[chosen]).mean()) if chosen is not None else None
+        chosen = choose([*values])
+        return self._mean_of(values[chosen]) if chosen is not None else None
 
     def training_loss(self, batches: Sequence[Any]) -> float:
-        """The mean of the training loss on some batches in evaluation mode, over all processes."""
+        """The mean of the training loss on some batches in evaluation mode, over all processes.
+
+        Raises:
+            NoLossError: `training_step` returned none for any batch.
+        """
         with self._in_trainer(), self._judging():
             losses = [self._loss(batch) for batch in batches]
-        return self._mean(torch.stack(losses).mean())
+        mean = self._mean_of([loss for loss in losses if loss is not None])
+        if mean is None:
+            raise NoLossError(self.module)
+        return mean
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
         """In evaluation, without gradients; an optimizer that trains at one point and judges at another (a
         schedule-free one) goes there and back. Each part of the module goes back to the mode it had."""
-        mode = _ModuleMode()
-        mode.capture(self.module)
-        self._switch("eval")
-        self._hook("on_validation_model_eval")
-        try:
-            with torch.no_grad():
+        with validating(self.trainer, self.module), torch.no_grad():
+            self._switch("eval")
+            self._hook("on_validation_model_eval")
+            try:
                 yield
-        finally:
-            if is_overridden("on_validation_model_train", self.module):
-                self._hook("on_validation_model_train")
-            mode.restore(self.module)
-            self._switch("train")
+                if self._unchecked is not None:
+                    self._unchecked.check()
+            finally:
+                if is_overridden("on_validation_model_train", self.module):
+                    self._hook("on_validation_model_train")
+                self._switch("train")
 
     def _switch(self, mode: str) -> None:
         if (switch := getattr(self.optimizer, mode, None)) is not None:
             switch()
 
-    def _loss(self, batch: Any) -> Tensor:
-        return self._loss_in(self._output(tree_map(_cloned, batch), self._batches))
+    def _loss(self, batch: Any) -> Tensor | None:
+        return _loss_of(self._output(fresh(batch), self._batches))
 
     def _output(self, batch: Any, index: int) -> Any:
         with self._precision.train_step_context():
             return self.module.training_step(*((batch, index) if self._takes_index else (batch,)))
-
-    def _loss_in(self, output: Any) -> Tensor:
-        loss = _loss_of(output)
-        if loss is None:
-            raise NoLossError(
-                f"{type(self.module).__name__}.training_step: returned no loss, so no learning rate can be"
-                " judged. It must return the loss, or a mapping with a 'loss'."
-            )
-        return loss
 
     def _optimizer(self) -> tuple[Optimizer, list[LRSchedulerConfig]]:
         name = type(self.module).__name__
         if not self.module.automatic_optimization:
             raise UserError(
                 f"{name}: optimises by hand (automatic_optimization=False), so its"
-                " steps can't be tried. Set the learning rate yourself."
+                " steps can't be tried. Set learning rate and batch size yourself."
             )
         if is_param_in_hook_signature(self.module.training_step, "dataloader_iter", explicit=True):
             raise UserError(
                 f"{name}.training_step: takes a dataloader_iter, so its steps can't be tried on given batches. Let"
-                " it take a batch, or set the learning rate yourself."
+                " it take a batch, or set learning rate and batch size yourself."
             )
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.module)
         if len(optimizers) != 1:
@@ -343,38 +382,60 @@ class Trial:
         return optimizers[0], schedulers
 
     def _share_gradients(self) -> None:
-        """The mean gradient of all processes, as DistributedDataParallel leaves it."""
+        """The mean gradient of all processes, as DistributedDataParallel leaves it: where only some of them used a
+        parameter, the others count as zeros; none is made where no process did."""
         if self._processes == 1:
             return
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    distributed.all_reduce(parameter.grad)
-                    parameter.grad /= self._processes
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        used = used.to(self.trainer.strategy.root_device)
+        distributed.all_reduce(used)
+        for parameter, count in zip(parameters, used.tolist(), strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self._processes
 
-    def _mean(self, value: Tensor) -> float:
+    def _mean_of(self, values: Sequence[Tensor]) -> float | None:
+        """The mean over all processes; None if no process has a value."""
+        mean = torch.stack([*values]).mean() if values else torch.tensor(0.0)
+        count = len(values[:1])
         if self._processes > 1:
-            value = value.to(self.trainer.strategy.root_device, copy=True).float()
-            distributed.all_reduce(value)
-            value = value / self._processes
-        number = float(value)
+            shared = torch.stack([mean.float().cpu(), torch.tensor(float(count))])
+            shared = shared.to(self.trainer.strategy.root_device)
+            distributed.all_reduce(shared)
+            mean, count = shared[0] / shared[1], int(shared[1])
+        if not count:
+            return None
+        number = float(mean)
         return number if math.isfinite(number) else math.nan
 
 
 def _wrong_number(module: pl.LightningModule, optimizers: int) -> str:
     return (
-        f"{type(module).__name__}.configure_optimizers: gives {optimizers} optimizers; a learning rate can be found for"
-        " one."
+        f"{type(module).__name__}.configure_optimizers: gives {optimizers} optimizers; learning rate and batch size can be"
+        " found for one."
     )
 
 
-def silent(loggers: Sequence[Logger]) -> list[Logger]:
-    """Loggers that drop everything, as many as there are."""
-    return [DummyLogger() for _ in loggers]
+def _progress(trainer: pl.Trainer) -> tuple[Any, Any]:
+    """What counts the steps and the epochs of a Trainer."""
+    loop = trainer.fit_loop
+    return (
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total,
+        loop.epoch_progress.current,
+    )
 
 
 def _note(
-    logged: dict[str, float], metrics: dict[str, Metric], name: str, value: Any, *_: Any, **__: Any
+    logged: dict[str, float],
+    metrics: dict[str, Metric],
+    shown: dict[str, Tensor],
+    name: str,
+    value: Any,
+    *_: Any,
+    **__: Any,
 ) -> None:
     if isinstance(value, Metric):
         metrics[name] = value
@@ -383,6 +444,15 @@ def _note(
         value = value.detach()
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
         logged[name] = float(value)
+        shown[name] = value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _shown_of(metric: Metric) -> Any:
+    """What a metric has come to in this process, without a change to it."""
+    to_sync, metric._to_sync = metric._to_sync, False
+    value = metric.compute()
+    metric._to_sync, metric._computed = to_sync, None
+    return value
 
 
 def _value_of(metric: Metric) -> float:
@@ -396,11 +466,6 @@ def _value_of(metric: Metric) -> float:
 def _takes_index(step: Callable[..., Any]) -> bool:
     """Whether a step takes the batch's number, which Lightning leaves out where it does not."""
     return is_param_in_hook_signature(step, "batch_idx", min_args=2)
-
-
-def _cloned(leaf: Any) -> Any:
-    """A copy for each use, since a net may work in place."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _loss_of(output: Any) -> Tensor | None:

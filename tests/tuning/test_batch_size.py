@@ -635,6 +635,22 @@ def test_a_size_may_be_a_number_of_tokens(known: Any) -> None:
 # Memory.
 
 
+class OnlyTrains(Foreign):
+    """Validation gives no loss, and its batches are not for training steps."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        assert self.trainer.training
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        assert self.trainer.validating
+
+
+def test_no_training_step_is_taken_on_validation_batches() -> None:
+    given = {"train_dataloaders": DataLoader(table(64), 8), "val_dataloaders": DataLoader(table(64), 8)}
+    assert find_batch_size(trainer(), OnlyTrains(), **given, sizes=[8]).size == 8
+
+
 class Greedy(Foreign):
     """Runs out of memory above a size, in training or in validation."""
 

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.judge import Judge
-from dlblocks.tuning.trial import RETURNED
+from dlblocks.tuning.trial import RETURNED, RETURNED_LOSS
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,18 @@ from dlblocks.tuning.trial import RETURNED
         (["kl_loss", "validation_loss_epoch"], "validation_loss_epoch", "validation loss"),
         (["kl_loss", "valLoss"], "valLoss", "validation loss"),
         (["val_acc", "val_recon_loss"], "val_recon_loss", "val_recon_loss"),
-        (["val_acc", "val_glossary", "val_lossless"], None, "training loss on validation batches"),
         ([RETURNED, "val_loss"], RETURNED, "validation loss"),
+        ([RETURNED_LOSS, "val_loss"], RETURNED_LOSS, "validation loss"),
     ],
 )
 def test_the_loss_is_told_by_its_name(names: list[str], chosen: str | None, told: str) -> None:
     judge = Judge(None, [])
     assert judge(names) == chosen
     assert judge.told == told
+
+
+def test_what_is_no_loss_is_not_chosen() -> None:
+    assert Judge(None, [])(["val_acc", "val_glossary", "val_lossless"]) is None
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,13 @@ def test_what_a_callback_watches_comes_first(callbacks: list[Callback], chosen: 
     names = ["val_acc", "val_kl_loss", "val_recon_loss", "val_loss"]
     assert Judge(None, callbacks)(names) == chosen
     assert Judge("val_acc", callbacks)(names) == "val_acc"
+
+
+def test_a_tensor_that_is_returned_may_be_an_accuracy() -> None:
+    watches = [EarlyStopping("val_loss")]
+    assert Judge(None, watches)([RETURNED, "val_loss"]) == "val_loss"
+    assert Judge(None, watches)([RETURNED_LOSS, "val_loss"]) == RETURNED_LOSS
+    assert Judge(None, [EarlyStopping("val_acc", mode="max")])([RETURNED, "val_acc"]) == RETURNED
 
 
 def test_several_losses_are_not_chosen_from() -> None:

@@ -369,6 +369,49 @@ def test_what_raises_at_too_high_a_rate_is_judged_as_what_is_nan_there() -> None
         assert [str(lap) for lap in laps] == [str(lap) for lap in nan]
 
 
+class LeavesOut(Foreign):
+    """Leaves out every fourth batch, whatever the rate."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) if batch_idx % 4 else None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_without_a_loss_are_left_out(method: Any) -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    choice = find_lr(trainer(), LeavesOut(), method=method, **given)
+    assert 1e-4 < choice.lr <= 1
+    assert all(math.isfinite(lap.loss) for lap in choice.laps)
+
+
+class TwoViews(Foreign):
+    """Trains on batches of another form than those of validation, which gives no loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        (one, other), y = batch
+        return self.loss((one, y)) + self.loss((other, y))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        x, y = batch
+        self.log("val_accuracy", (self.net(x).argmax(1) == y).float().mean())
+
+
+def two_views(rows: list[Any]) -> Any:
+    x, y = (torch.stack(column) for column in zip(*rows, strict=True))
+    return (x, x + 0.1), y
+
+
+def test_where_validation_gives_no_loss_training_batches_are_kept_apart() -> None:
+    given = {"train_dataloaders": loader(collate_fn=two_views)}
+    choice = find_lr(trainer(), TwoViews(), **given, val_dataloaders=loader())
+    assert choice.judged_by == "loss on training batches kept apart"
+    assert choice.laps == find_lr(trainer(limit_val_batches=0), TwoViews(), **given).laps
+    with pytest.raises(
+        UserError, match="monitor='val_loss' is not what validation logs, which is val_accuracy"
+    ):
+        find_lr(trainer(), TwoViews(), **given, val_dataloaders=loader(), monitor="val_loss")
+
+
 @pytest.mark.parametrize("method", ["race", "valley"])
 def test_no_copy_of_the_module_is_left(method: Any) -> None:
     """Not even where trials failed, and before any garbage is collected."""

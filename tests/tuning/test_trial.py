@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +13,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.batch_size import BatchSizeFinder
@@ -84,7 +87,7 @@ class Tries(Callback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.weights: dict[str, torch.Tensor] = {}
-        self.losses: list[float] = []
+        self.losses: list[float | None] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with untouched(trainer, pl_module), open_loaders(trainer):
@@ -178,14 +181,55 @@ def test_optimising_by_hand_is_refused() -> None:
         L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(TwoOptimizers(), loader())
 
 
-class Silent(Foreign):
+class LeavesOut(Foreign):
+    """Returns no loss for some batches."""
+
+    def __init__(self, optimizer: str = "adamw", left_out: tuple[int, ...] = ()) -> None:
+        super().__init__(optimizer)
+        self.left_out = left_out
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        made = super().training_step(batch, batch_idx)
+        return None if batch_idx in self.left_out else made
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("left_out", [(0,), (3,), (2, 3)])
+def test_a_batch_without_a_loss_is_left_out(left_out: tuple[int, ...], accumulate: int) -> None:
+    steps = 6 // accumulate
+    tries, module = Tries(steps), LeavesOut(left_out=left_out)
+    L.Trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[tries], **QUIET).fit(
+        module, loader(), loader()
+    )
+    for name, value in module.state_dict().items():
+        assert tries.weights[name].equal(value), name
+    without = [
+        step for step in range(steps) if {*range(step * accumulate, (step + 1) * accumulate)} <= {*left_out}
+    ]
+    assert [step for step, loss in enumerate(tries.losses) if loss is None] == without
+
+
+class ReturnsNothing(Foreign):
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         return None
 
 
-def test_a_step_without_a_loss_is_told() -> None:
-    with pytest.raises(UserError, match=r"Silent.training_step: returned no loss"):
-        L.Trainer(max_epochs=1, callbacks=[Tries(1)], **QUIET).fit(Silent(), loader())
+@pytest.mark.parametrize("method", ["race", "valley"])
+def test_a_module_that_never_returns_a_loss_is_told(method: Any) -> None:
+    with pytest.raises(UserError, match=r"ReturnsNothing.training_step: returned no loss"):
+        find_lr(L.Trainer(max_epochs=1, **QUIET), ReturnsNothing(), train_dataloaders=loader(), method=method)
+
+
+@pytest.mark.parametrize("kind", [TwoOptimizers, ReturnsNothing])
+def test_what_cannot_be_tried_is_told_by_both_finders(kind: type[Foreign]) -> None:
+    told = []
+    for finder in (LearningRateFinder(), BatchSizeFinder(sizes=[8])):
+        with pytest.raises(UserError) as error:
+            L.Trainer(max_epochs=1, callbacks=[finder], **QUIET).fit(kind(), loader())
+        told.append(str(error.value))
+    assert told[0] == told[1]
+    assert ("learning rate" in told[0]) == ("batch size" in told[0])
 
 
 # What is let go.
@@ -404,6 +448,137 @@ def test_validation_leaves_a_frozen_part_frozen() -> None:
     assert keeps.modes == (True, False)
 
 
+class Counting(Foreign):
+    """Notes how far the run is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[tuple[str, int, int]] = []
+
+    def count(self, what: str) -> None:
+        self.counted.append((what, self.global_step, self.current_epoch))
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        self.count("step")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self.count("end")
+
+
+class KeepsCounts(Callback):
+    counted: list[Any]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            trial, train = Trial(trainer, pl_module), gather(trainer, 12).train
+            for first in (0, 2, 4):
+                trial.step(train[first : first + 2])
+                trial.step(train[first + 6 : first + 8] if first == 4 else train[first : first + 2])
+            self.counted = list(trial.module.counted)  # type: ignore[arg-type]
+            assert (trainer.global_step, trainer.current_epoch) == (0, 0)
+
+
+def test_a_trial_knows_how_far_its_run_is() -> None:
+    keeps, module = KeepsCounts(), Counting()
+    fitted = L.Trainer(max_epochs=2, accumulate_grad_batches=2, callbacks=[keeps], **QUIET)
+    fitted.fit(module, loader(), loader())
+    assert keeps.counted == module.counted
+    assert (module.counted[0], module.counted[-1]) == (("step", 0, 0), ("end", 6, 1))
+
+
+class ReadsMetrics(Foreign):
+    """Keeps what it finds in the Trainer's metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(3)
+        self.read: list[Any] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.accuracy.update(self.net(batch[0] - 0.1), batch[1])
+        self.log("val_accuracy", self.accuracy)
+
+    def on_validation_epoch_end(self) -> None:
+        for metrics in (self.trainer.callback_metrics, self.trainer.logged_metrics):
+            self.read.append({name: round(float(metrics[name]), 4) for name in ("val_loss", "val_accuracy")})
+        self.read.append(round(float(self.trainer.callback_metrics["train_loss"]), 4))
+
+
+class Reads(Callback):
+    read: list[Any]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            batches, trial = gather(trainer, 1), Trial(trainer, pl_module)
+            trial.step(batches.train[:1])
+            trial.validate(batches.judged)
+            self.read = list(trial.module.read)  # type: ignore[arg-type]
+        assert not trainer.callback_metrics
+        assert not trainer.logged_metrics
+
+
+def test_a_module_finds_what_it_logged() -> None:
+    reads, module = Reads(), ReadsMetrics()
+    L.Trainer(max_steps=1, callbacks=[reads], **QUIET).fit(module, loader(8), loader())
+    assert len(module.read) == 3
+    assert reads.read == module.read
+
+
+class Asks(Foreign):
+    """Asks the Trainer for its folders and callbacks."""
+
+    def ask(self) -> None:
+        trainer = self.trainer
+        assert Path(trainer.log_dir).name == "version_3"
+        assert isinstance(self.logger, CSVLogger)
+        assert Path(self.logger.save_dir) == Path(self.logger.root_dir).parent
+        assert (self.logger.name, self.logger.version) == ("runs", 3)
+        assert Path(trainer.checkpoint_callback.dirpath).name == "checkpoints"
+        assert trainer.early_stopping_callback.wait_count == 0
+        assert trainer.early_stopping_callback.state_dict()["patience"] == 3
+        assert trainer.progress_bar_callback.is_enabled
+
+    def on_train_start(self) -> None:
+        self.ask()
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        self.ask()
+        return super().training_step(batch, batch_idx)
+
+
+class Counted(Callback):
+    calls = deleted = 0
+
+    def on_before_backward(self, *_: Any) -> None:
+        Counted.calls += 1
+
+    def __del__(self) -> None:
+        Counted.deleted += 1
+
+
+def test_callbacks_and_loggers_may_be_asked_and_take_no_part(tmp_path: Path) -> None:
+    counted, finder = Counted(), LearningRateFinder(steps=3)
+    Counted.calls = Counted.deleted = 0
+    quiet = {
+        **QUIET,
+        "logger": CSVLogger(tmp_path, "runs", 3),
+        "enable_checkpointing": True,
+        "enable_progress_bar": True,
+        "log_every_n_steps": 1,
+    }
+    given: dict[str, Any] = {"callbacks": [EarlyStopping("val_loss"), counted], "max_epochs": 1}
+    find_lr(L.Trainer(**quiet | given), Asks(), train_dataloaders=loader(), val_dataloaders=loader(), steps=3)
+    assert Counted.calls == 0
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    given["callbacks"].append(finder)
+    L.Trainer(**quiet | given).fit(Asks(), loader(), loader())
+    gc.collect()
+    assert (Counted.calls, Counted.deleted) == (6, 0)  # of the run itself
+    assert finder.choice.lr > 0
+
+
 class Logs(Foreign):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         made = super().training_step(batch, batch_idx)
@@ -425,3 +600,63 @@ def test_nothing_comes_to_the_loggers(tmp_path: Path) -> None:
     assert len(tries.losses) == 2
     assert counts.calls == 6  # of the run itself
     assert fitted.loggers == [counts]
+
+
+# Several processes.
+
+UNUSED = """
+import torch, lightning as L
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from dlblocks.tuning.batches import gather, open_loaders
+from dlblocks.tuning.restore import untouched
+from dlblocks.tuning.trial import Trial
+
+class Branches(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.neither = (nn.Linear(6, 3) for _ in range(3))
+
+    def training_step(self, batch, batch_idx):
+        branch = self.first if (self.trainer.global_rank + batch_idx // 2) % 2 == 0 else self.second
+        if batch_idx == 0:
+            branch = self.second  # on all processes
+        return nn.functional.cross_entropy(branch(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.1, momentum=0.9)
+
+class Tries(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        with untouched(trainer, pl_module), open_loaders(trainer):
+            trial = Trial(trainer, pl_module)
+            for batch in gather(trainer, 6).of_training:
+                trial.step([batch])
+            self.weights = trial.module.state_dict()
+
+if __name__ == "__main__":
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
+    tries, module = Tries(), Branches()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[tries],
+    )
+    trainer.fit(module, DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=8))
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(tries.weights[name], value)
+    Path(f"same-{trainer.global_rank}").touch()
+"""
+
+
+def test_processes_that_use_other_parameters_share_their_gradients(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNUSED)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("same-*")} == {"same-0", "same-1"}
