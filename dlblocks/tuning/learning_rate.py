@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from dlblocks.errors import UserError, unknown
+from dlblocks.errors import UserError, first_line, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
 from dlblocks.tuning.batches import Batches, gather, of_update
@@ -23,13 +23,16 @@ from dlblocks.tuning.judge import Judge
 from dlblocks.tuning.memory import is_out_of_memory
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
-from dlblocks.tuning.rates import replace_rates
+from dlblocks.tuning.rates import Change, check_schedulers, replace_rates
+from dlblocks.tuning.schedules import is_number
 from dlblocks.tuning.trial import NoLossError, Trial
 
 Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
 MIN_RATE, MAX_RATE = 1e-5, 10.0
 WHAT = "finding the learning rate"
+# Where modules and their hparams keep the rate, and what says that there is none.
+_KEPT_AS, _NO_RATE = ("lr", "learning_rate"), object()
 # A range test has so many steps, and runs as often as fits into as many batches, three times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
 # Of all copies of a net that are kept between the rungs of a race, in bytes of their weights.
@@ -59,7 +62,7 @@ def find_lr(
     three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
-    rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
+    rate is their base, or the maximum of a one-cycle or cyclic schedule. With several parameter groups it is that of the
     first, and the others keep their ratio. Afterwards module, Trainer, loaders and random states are as
     they were, also after an exception or Ctrl-C.
 
@@ -84,8 +87,9 @@ def find_lr(
 class LearningRateFinder(Finder):
     """Finds a learning rate when `fit` starts, and trains with it.
 
-    The rates in the optimizer and its schedulers are scaled, and an attribute `lr` or `learning_rate` of the
-    module, or of its hparams, gets the value. A run that goes on from a checkpoint keeps the rates of that.
+    The rates in the optimizer and its schedulers are scaled, and so is a number `lr` or `learning_rate` of the module, or
+    of its hparams; where that is None, 0 or "auto", it becomes the rate. A run that goes on from a checkpoint keeps
+    the rates of that.
 
     Args:
         method, min_lr, max_lr, steps, monitor: as of `find_lr`.
@@ -122,22 +126,38 @@ class LearningRateFinder(Finder):
         super().__init__(folder, apply)
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
+        if self.apply and trainer.optimizers:
+            check_schedulers(trainer.optimizers[0], _schedulers(trainer))
         if self.method == "race":
             judge = Judge(self.monitor, self.callbacks_of(trainer))
             return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps, judge)
         return _range_test(trainer, module, self.method, self.min_lr, self.max_lr)
 
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
-        optimizer = trainer.optimizers[0]
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        replace_rates(optimizer, schedulers, choice.lr)
-        for name in ("lr", "learning_rate"):
-            # A property without a setter reads the rate from where it is.
-            if hasattr(module, name):
+        change = replace_rates(trainer.optimizers[0], _schedulers(trainer), choice.lr)
+        kept = [(name, getattr(module, name, _NO_RATE)) for name in _KEPT_AS]
+        for name in _KEPT_AS:
+            if _is_rate(value := module.hparams.get(name, _NO_RATE)):
+                module.hparams[name] = _kept_rate(value, change, choice.lr)
+        for name, value in kept:
+            if _is_rate(value):
+                # A property without a setter reads the rate from where it is.
                 with suppress(AttributeError):
-                    setattr(module, name, choice.lr)
-            if name in module.hparams:
-                module.hparams[name] = choice.lr
+                    setattr(module, name, _kept_rate(value, change, choice.lr))
+
+
+def _schedulers(trainer: pl.Trainer) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+def _is_rate(value: Any) -> bool:
+    """Whether an attribute of that name holds the rate, or a place for it; a layer or a method is another thing."""
+    return value is None or (isinstance(value, str) and value == "auto") or is_number(value)
+
+
+def _kept_rate(value: Any, change: Change, rate: float) -> float:
+    """The first group may have been built with a part of what the module keeps."""
+    return float(change(value)) if is_number(value) and value > 0 else rate
 
 
 # What modules, distributions and linear algebra raise at values that are not finite or too large; and a step whose loss
@@ -174,7 +194,7 @@ class _Control:
             if not isinstance(error, NonFiniteLossError) and not self._blames_rate(error, of, steps):
                 raise
             # The error itself would keep its trial.
-            self.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self.failure = f"{type(error).__name__}: {first_line(error)}"
             return math.nan
 
     def _blames_rate(self, error: Exception, of: Callable[[Trial], float], steps: int) -> bool:

@@ -626,6 +626,101 @@ def test_a_property_that_reads_the_rate_is_left_alone() -> None:
     assert module.learning_rate == finder.choice.lr
 
 
+class Layer(L.LightningModule):
+    """A logistic regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        return nn.functional.cross_entropy(self.lr(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class InABuffer(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.lr
+        self.register_buffer("lr", torch.tensor(0.01))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.01)
+
+
+class Method(Foreign):
+    def learning_rate(self) -> float:
+        return 0.01
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Layer, "lr"), (InABuffer, "lr"), (Method, "learning_rate")])
+def test_what_has_the_name_of_a_rate_and_is_none_stays(kind: Any, name: str) -> None:
+    module = kind()
+    before = getattr(module, name)
+    trainer(max_epochs=1, callbacks=[LearningRateFinder()]).fit(module, loader())
+    assert getattr(module, name) == before
+
+
+@pytest.mark.parametrize("given", [None, "auto", 0.0])
+def test_a_place_for_the_rate_gets_it(given: Any) -> None:
+    class Placed(Foreign):
+        def __init__(self, learning_rate: Any) -> None:  # noqa: ARG002
+            super().__init__()
+            self.save_hyperparameters()
+
+    finder, module = LearningRateFinder(), Placed(given)
+    trainer(max_epochs=1, callbacks=[finder]).fit(module, loader(), loader())
+    assert module.hparams["learning_rate"] == finder.choice.lr
+
+
+def test_a_module_that_builds_its_first_group_with_a_part_of_its_rate_can_be_built_anew() -> None:
+    class Parted(Foreign):
+        def __init__(self, lr: float = 0.05) -> None:
+            super().__init__(lr)
+            self.save_hyperparameters()
+
+        def configure_optimizers(self) -> Any:
+            first = {"params": self.net[0].parameters(), "lr": self.lr / 10}
+            return torch.optim.SGD([first, {"params": self.net[4].parameters()}], lr=self.lr)
+
+    finder, module = LearningRateFinder(), Parted()
+    fitted = trainer(max_epochs=1, callbacks=[finder])
+    fitted.fit(module, loader(), loader())
+    trained = [group["lr"] for group in fitted.optimizers[0].param_groups]
+    again = Parted(**module.hparams).configure_optimizers()
+    assert trained[0] == finder.choice.lr
+    assert module.lr == pytest.approx(10 * finder.choice.lr)
+    assert [group["lr"] for group in again.param_groups] == pytest.approx(trained)
+
+
+def test_the_scheduler_of_another_library_keeps_the_found_rate_or_is_refused_before_the_search() -> None:
+    class Own(torch.optim.lr_scheduler.LRScheduler):
+        def __init__(self, optimizer: Any, max_lr: Any) -> None:
+            self.max_lr = max_lr
+            super().__init__(optimizer)
+
+        def get_lr(self) -> Any:
+            return [(self.max_lr if isinstance(self.max_lr, float) else self.max_lr()) for _ in self.base_lrs]
+
+    class Scheduled(Foreign):
+        rate: Any = 0.2
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
+            return [optimizer], [{"scheduler": Own(optimizer, self.rate), "interval": "step"}]
+
+    finder, rates = LearningRateFinder(), Rates()
+    trainer(max_epochs=1, callbacks=[finder, rates]).fit(Scheduled(), loader(), loader())
+    assert rates.seen == [[finder.choice.lr]] * 12
+    hidden = Scheduled()
+    hidden.rate = lambda: 0.2
+    with pytest.raises(UserError, match="Own: keeps learning rates of its own"):
+        trainer(max_epochs=1, callbacks=[LearningRateFinder()]).fit(hidden, loader(), loader())
+    assert hidden.calls == []
+
+
 class FromZero(Foreign):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.0)
