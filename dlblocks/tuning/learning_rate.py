@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from dlblocks.tuning.range_test import SUGGESTIONS
 from dlblocks.tuning.rates import Change, check_schedulers, replace_rates
 from dlblocks.tuning.schedules import is_number
 from dlblocks.tuning.trial import NoLossError, Trial
+from dlblocks.tuning.updates import set_accumulation, updates_left
 
 Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
@@ -108,19 +110,7 @@ class LearningRateFinder(Finder):
         apply: bool = True,
         monitor: str | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS, "lr_finder.method")
-        if not 0 < min_lr < max_lr < math.inf:
-            raise UserError(
-                f"lr_finder.min_lr={min_lr:g}, lr_finder.max_lr={max_lr:g}: must be 0 < min_lr < max_lr."
-            )
-        if steps < 1:
-            raise UserError(f"lr_finder.steps={steps}: must be at least 1.")
-        if monitor is not None and method != "race":
-            raise UserError(
-                f"find_lr: monitor={monitor!r} has no effect, since method={method} looks at the training loss; take"
-                " method='race', or leave it out."
-            )
+        _check_settings(method, min_lr, max_lr, steps, monitor)
         self.method, self.min_lr, self.max_lr, self.steps = method, min_lr, max_lr, steps
         self.monitor = monitor
         super().__init__(folder, apply)
@@ -128,6 +118,7 @@ class LearningRateFinder(Finder):
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
         if self.apply and trainer.optimizers:
             check_schedulers(trainer.optimizers[0], _schedulers(trainer))
+        set_accumulation(trainer, self.callbacks_of(trainer))
         if self.method == "race":
             judge = Judge(self.monitor, self.callbacks_of(trainer))
             return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps, judge)
@@ -144,6 +135,34 @@ class LearningRateFinder(Finder):
                 # A property without a setter reads the rate from where it is.
                 with suppress(AttributeError):
                     setattr(module, name, _kept_rate(value, change, choice.lr))
+
+
+def _check_settings(method: Any, min_lr: Any, max_lr: Any, steps: Any, monitor: Any) -> None:
+    if method not in METHODS:
+        raise unknown("method", method, METHODS, "lr_finder.method")
+    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+        if not is_number(value):
+            raise UserError(f"lr_finder.{name}={value!r}: must be a number.")
+    if not 0 < min_lr < max_lr < math.inf:
+        raise UserError(
+            f"lr_finder.min_lr={min_lr:g}, lr_finder.max_lr={max_lr:g}: must be 0 < min_lr < max_lr."
+        )
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+        raise UserError(f"lr_finder.steps={steps!r}: must be a whole number, at least 1.")
+    if steps != STEPS and method != "race":
+        raise UserError(
+            f"lr_finder.steps={steps}: has no effect, since method={method} has {_RANGE_STEPS} steps; take"
+            " method='race', or leave it out."
+        )
+    if monitor is not None and not isinstance(monitor, str):
+        raise UserError(
+            f"find_lr: monitor={monitor!r} must be the name of a value that validation logs, or None."
+        )
+    if monitor is not None and method != "race":
+        raise UserError(
+            f"find_lr: monitor={monitor!r} has no effect, since method={method} looks at the training loss; take"
+            " method='race', or leave it out."
+        )
 
 
 def _schedulers(trainer: pl.Trainer) -> list[Any]:
@@ -286,8 +305,7 @@ def _race(
         raise UserError(
             "lr_finder.min_lr, lr_finder.max_lr: a race needs two rates of 1e-5, 3e-5, 1e-4, ... in between."
         )
-    estimated = trainer.estimated_stepping_batches
-    total = estimated if estimated > 0 else math.inf
+    total = updates_left(trainer)
     if total < 2 * steps:
         steps = int(total)
     batches = gather(trainer, steps * trainer.accumulate_grad_batches)
@@ -384,11 +402,13 @@ def _range_test(
         raise UserError(f"optimizer.lr=auto: the loss is not finite from the first rate, {low:g}, on.")
     suggestions = {name: suggest(curve) for name, suggest in SUGGESTIONS.items()}
     told = ", ".join(f"{name} {rate:.2g}" for name, rate in suggestions.items())
+    falls = min(curve.smooth) < curve.smooth[0]
+    warning = "" if falls else f" None is better than the untrained net ({curve.smooth[0]:.4g})."
     return LearningRateChoice(
         lr=suggestions[method],
         method=method,
         explanation=f"learning rate {suggestions[method]:.3g}: {method} of a range test of {count} x"
-        f" {len(curve.rates)} steps ({told}).",
+        f" {len(curve.rates)} steps ({told}).{warning}",
         judged_by="training loss",
         curve=curve,
         suggestions=suggestions,

@@ -20,7 +20,7 @@ from dlblocks.errors import UserError, first_line
 from dlblocks.probing import random_states
 
 # Of a parameter group: the rate itself, and the rates that schedulers keep there.
-OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
+OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 # Of a scheduler: the rates of all groups that its rule starts from.
 _OF_TORCH = frozenset({"base_lrs", "max_lrs", "_last_lr", "min_lrs"})
 # What other libraries call a rate: `max_lr`, `warmup_lr_init`, `eta_min`; and the lists of them in timm's schedulers.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as ls
+from torch.optim.swa_utils import SWALR
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.rates import base_rates, check_schedulers, replace_rates, scale_rates, set_rates
@@ -30,6 +31,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer, float], Any]] = {
     "restarts": lambda o, _: ls.CosineAnnealingWarmRestarts(o, 3),
     "one_cycle": lambda o, f: ls.OneCycleLR(o, [0.1 * f, 0.02 * f], total_steps=10),
     "cyclic": lambda o, f: ls.CyclicLR(o, [0.01 * f, 0.002 * f], [0.1 * f, 0.02 * f], step_size_up=3),
+    "averaging": lambda o, f: SWALR(o, [0.05 * f, 0.01 * f], anneal_epochs=4),
     "warm-up, then cosine": lambda o, _: ls.SequentialLR(
         o, [ls.LinearLR(o, 0.1, total_iters=3), ls.CosineAnnealingLR(o, 5)], [3]
     ),
