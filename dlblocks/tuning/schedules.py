@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import re
@@ -122,7 +123,9 @@ def _rates(value: Any) -> list[Any]:
 
 def _doubles(optimizer: Optimizer, scheduler: Any, names: Names) -> bool:
     once, twice = (_course(optimizer, scheduler, names, factor) for factor in (1.0, 2.0))
-    return all(math.isclose(2 * a, b, rel_tol=1e-3, abs_tol=1e-12) for a, b in zip(once, twice, strict=True))
+    # What is next to nothing may be a constant, such as the smallest step of a plateau's.
+    least = 1e-6 * max(map(abs, once), default=0.0)
+    return all(math.isclose(2 * a, b, rel_tol=1e-3, abs_tol=least) for a, b in zip(once, twice, strict=True))
 
 
 def _course(optimizer: Optimizer, scheduler: Any, names: Names, factor: float) -> list[float]:
@@ -151,10 +154,20 @@ def _course(optimizer: Optimizer, scheduler: Any, names: Names, factor: float) -
 
 
 def _steps(scheduler: Any, optimizer: Optimizer) -> Iterator[float]:
+    # The latter is timm's, of a schedule by steps.
+    advances = [getattr(scheduler, name) for name in ("step", "step_update") if hasattr(scheduler, name)]
     with random_states(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimizer steps here
         for step in range(_TRIED):
-            for name in ("step", "step_update"):  # the latter is timm's, of a schedule by steps
-                if (advance := getattr(scheduler, name, None)) is not None:
-                    advance(*(() if isinstance(scheduler, LRScheduler) else (step + 1,)))
+            for advance in advances:
+                # Some take an epoch, or the metric that they watch.
+                advance(*([step + 1] if _needs_argument(advance) else []))
             yield from (float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _needs_argument(function: Callable[..., Any]) -> bool:
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in inspect.signature(function).parameters.values()
+    )

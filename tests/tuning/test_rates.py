@@ -154,6 +154,15 @@ def test_schedulers_of_other_libraries_are_scaled(name: str) -> None:
             one.step(*(() if isinstance(one, ls.LRScheduler) else (step + 1,)))
 
 
+def test_a_scheduler_of_ones_own_that_watches_a_metric() -> None:
+    class Watches(ls.ReduceLROnPlateau):
+        pass
+
+    optimizer = two_groups()
+    scale_rates(optimizer, [Watches(optimizer)], 3.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 0.06])
+
+
 def test_a_scheduler_whose_rates_are_not_found_is_refused() -> None:
     optimizer = two_groups()
     with pytest.raises(UserError, match=r"^Hidden: keeps learning rates of its own.*find_lr"):
