@@ -260,6 +260,12 @@ def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
         raise UserError(
             f"lr_finder.min_lr={checked['min_lr']:g}: must be below lr_finder.max_lr={checked['max_lr']:g}."
         )
+    steps = known["steps"].default
+    if checked["method"] != "race" and checked["steps"] != steps:
+        raise UserError(
+            f"lr_finder.steps={checked['steps']}: has no effect with lr_finder.method={checked['method']}; take"
+            f" method=race, or leave it at {steps}."
+        )
     if found:
         return checked
     for name, param in known.items():

@@ -108,7 +108,6 @@ def find_batch_size(
         callbacks=callbacks,
         apply=False,
     )
-    finder.left_out = _told_of_batches(trainer, callbacks)
     found: BatchSizeChoice = find(finder, trainer, module, datamodule, train_dataloaders, val_dataloaders)
     return found
 
@@ -145,7 +144,6 @@ class BatchSizeFinder(Finder):
         self.effective = None if effective is None else _whole("effective", effective)
         self.class_counts = [_whole("class_counts", count, least=0) for count in class_counts or []]
         self.allowed, self.callbacks = allowed, callbacks
-        self.left_out: list[str] = []
         super().__init__(folder, apply)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
@@ -158,7 +156,6 @@ class BatchSizeFinder(Finder):
             )
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> BatchSizeChoice:
-        self.left_out = self.left_out or _told_of_batches(trainer, self.callbacks)
         resizer = Resizer(trainer, self.attribute)
         with resizer.kept():
             return self._choose(trainer, module, resizer)
@@ -195,8 +192,8 @@ class BatchSizeFinder(Finder):
         scale = self._noise_scale(trainer, module, resizer, chosen.size)
         notes = [f"{one.size} does not fit into the memory" for one in measured if not one.fits]
         notes += [ended] if ended is not None else []
-        if self.left_out:
-            notes.append(f"callbacks that took no part: {', '.join(self.left_out)}")
+        if left_out := _told_of_batches(self.callbacks_of(trainer), self.callbacks):
+            notes.append(f"callbacks that took no part: {', '.join(left_out)}")
         return BatchSizeChoice(
             size=chosen.size,
             accumulate=accumulate,
@@ -497,10 +494,9 @@ def _copies(trainer: pl.Trainer) -> int:
     return 1 if together else trainer.world_size
 
 
-def _told_of_batches(trainer: pl.Trainer, named: Sequence[Callback]) -> list[str]:
-    """The classes of the Trainer's callbacks that are told of training batches, but for those named, and those of
-    Lightning and of this library, which keep nothing of a batch."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+def _told_of_batches(callbacks: Sequence[Callback], named: Sequence[Callback]) -> list[str]:
+    """The classes of callbacks that are told of training batches, but for those named, and those of Lightning and of
+    this library, which keep nothing of a batch."""
     return [
         type(callback).__name__
         for callback in callbacks

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader
+from torch.utils._pytree import tree_leaves
 
 from dlblocks.errors import UserError
 from dlblocks.tuning.contents import tensors
@@ -57,16 +58,38 @@ class Batches:
 
 @contextmanager
 def open_loaders(trainer: pl.Trainer) -> Iterator[None]:
-    """Use the Trainer's loaders for a while; afterwards they serve what they would have served."""
+    """Use the Trainer's loaders for a while; afterwards they serve what they would have served.
+
+    Raises:
+        UserError: a generator, which can't serve them again.
+    """
     loops = _loops(trainer)
     before = [loop._combined_loader for loop in loops]
     sources = [loop._data_source for loop in loops]
+    for source in sources:
+        if not source.is_module():
+            refuse_one_shot(source.instance, f"{source.name}s")
     with same_order(*(source.instance for source in sources), *(source.dataloader() for source in sources)):
         try:
             yield
         finally:
             for loop, loader in zip(loops, before, strict=True):
                 loop._combined_loader = loader
+
+
+def refuse_one_shot(loaders: Any, argument: str) -> None:
+    """Refuse what gives its batches only once, and would give them to the search.
+
+    Raises:
+        UserError: names the argument.
+    """
+    for loader in tree_leaves(loaders):
+        # Classes of others may be iterators that begin anew each time.
+        if isinstance(loader, Iterator) and type(loader).__module__ in ("builtins", "itertools"):
+            raise UserError(
+                f"{argument}: a {type(loader).__name__} gives its batches only once, so that a search would leave none to"
+                " train on. Give a DataLoader, whose data set may be an IterableDataset."
+            )
 
 
 def reload(trainer: pl.Trainer) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlblocks.results import write_atomically
+from dlblocks.results import write_table
 from dlblocks.tuning.race import Lap
 from dlblocks.tuning.range_test import Curve
 
@@ -54,11 +52,7 @@ class LearningRateChoice:
 
     def save(self, folder: str | Path) -> None:
         """Write `lr_finder.csv` and `lr_finder.png` into a folder."""
-        rows, text = self.rows(), io.StringIO()
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_atomically(Path(folder) / "lr_finder.csv", text.getvalue())
+        write_table(self.rows(), Path(folder) / "lr_finder.csv")
         self.draw(Path(folder) / "lr_finder.png")
 
     def draw(self, path: str | Path) -> None:

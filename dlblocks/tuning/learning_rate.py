@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from dlblocks.errors import UserError, unknown
+from dlblocks.errors import UserError, first_line, unknown
 from dlblocks.module import NonFiniteLossError
 from dlblocks.tuning import range_test
 from dlblocks.tuning.agreement import total
@@ -24,14 +25,18 @@ from dlblocks.tuning.judge import Judge
 from dlblocks.tuning.memory import is_out_of_memory
 from dlblocks.tuning.race import STEPS, Lap, aim, ladder, leader, planned, race, winner
 from dlblocks.tuning.range_test import SUGGESTIONS
-from dlblocks.tuning.rates import replace_rates
+from dlblocks.tuning.rates import Change, check_schedulers, replace_rates
+from dlblocks.tuning.schedules import is_number
 from dlblocks.tuning.sizes import guessed_count
 from dlblocks.tuning.trial import NoLossError, Trial
+from dlblocks.tuning.updates import set_accumulation, updates_left
 
 Method = Literal["race", "valley", "steepest", "minimum"]
 METHODS = ("race", *SUGGESTIONS)
 MIN_RATE, MAX_RATE = 1e-5, 10.0
 WHAT = "finding the learning rate"
+# Where modules and their hparams keep the rate, and what says that there is none.
+_KEPT_AS, _NO_RATE = ("lr", "learning_rate"), object()
 # A range test has so many steps, and is repeated on small data: once for each time that an epoch fits into the steps, three
 # times at most.
 _RANGE_STEPS, _RANGE_RUNS = 100, 3
@@ -66,7 +71,7 @@ def find_lr(
     arXiv:1506.01186), the mean of up to three curves: `valley`, `steepest` and `minimum`.
 
     Trials have the Trainer's precision, clipping, accumulation and processes; schedulers take no part: the
-    rate is their base, or the maximum of a one-cycle schedule. With several parameter groups it is that of the
+    rate is their base, or the maximum of a one-cycle or cyclic schedule. With several parameter groups it is that of the
     first, and the others keep their ratio. Afterwards module, Trainer, loaders and random states are as
     they were, also after an exception or Ctrl-C.
 
@@ -92,8 +97,9 @@ def find_lr(
 class LearningRateFinder(Finder):
     """Finds a learning rate when `fit` starts, and trains with it.
 
-    The rates in the optimizer and its schedulers are scaled, and an attribute `lr` or `learning_rate` of the
-    module, or of its hparams, gets the value. A run that goes on from a checkpoint keeps the rates of that.
+    The rates in the optimizer and its schedulers are scaled, and so is a number `lr` or `learning_rate` of the module, or
+    of its hparams; where that is None, 0 or "auto", it becomes the rate. A run that goes on from a checkpoint keeps
+    the rates of that.
 
     Args:
         method, min_lr, max_lr, steps, monitor: as of `find_lr`.
@@ -112,40 +118,73 @@ class LearningRateFinder(Finder):
         apply: bool = True,
         monitor: str | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS, "lr_finder.method")
-        if not 0 < min_lr < max_lr < math.inf:
-            raise UserError(
-                f"lr_finder.min_lr={min_lr:g}, lr_finder.max_lr={max_lr:g}: must be 0 < min_lr < max_lr."
-            )
-        if steps < 1:
-            raise UserError(f"lr_finder.steps={steps}: must be at least 1.")
-        if monitor is not None and method != "race":
-            raise UserError(
-                f"find_lr: monitor={monitor!r} has no effect, since method={method} looks at the training loss; take"
-                " method='race', or leave it out."
-            )
+        _check_settings(method, min_lr, max_lr, steps, monitor)
         self.method, self.min_lr, self.max_lr, self.steps = method, min_lr, max_lr, steps
         self.monitor = monitor
         super().__init__(folder, apply)
 
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> LearningRateChoice:
+        if self.apply and trainer.optimizers:
+            check_schedulers(trainer.optimizers[0], _schedulers(trainer))
+        set_accumulation(trainer, self.callbacks_of(trainer))
         if self.method == "race":
             judge = Judge(self.monitor, self.callbacks_of(trainer))
             return _race(trainer, module, ladder(self.min_lr, self.max_lr), self.steps, judge)
         return _range_test(trainer, module, self.method, self.min_lr, self.max_lr)
 
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: LearningRateChoice) -> None:
-        optimizer = trainer.optimizers[0]
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        replace_rates(optimizer, schedulers, choice.lr)
-        for name in ("lr", "learning_rate"):
-            # A property without a setter reads the rate from where it is.
-            if hasattr(module, name):
+        change = replace_rates(trainer.optimizers[0], _schedulers(trainer), choice.lr)
+        kept = [(name, getattr(module, name, _NO_RATE)) for name in _KEPT_AS]
+        for name in _KEPT_AS:
+            if _is_rate(value := module.hparams.get(name, _NO_RATE)):
+                module.hparams[name] = _kept_rate(value, change, choice.lr)
+        for name, value in kept:
+            if _is_rate(value):
+                # A property without a setter reads the rate from where it is.
                 with suppress(AttributeError):
-                    setattr(module, name, choice.lr)
-            if name in module.hparams:
-                module.hparams[name] = choice.lr
+                    setattr(module, name, _kept_rate(value, change, choice.lr))
+
+
+def _check_settings(method: Any, min_lr: Any, max_lr: Any, steps: Any, monitor: Any) -> None:
+    if method not in METHODS:
+        raise unknown("method", method, METHODS, "lr_finder.method")
+    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+        if not is_number(value):
+            raise UserError(f"lr_finder.{name}={value!r}: must be a number.")
+    if not 0 < min_lr < max_lr < math.inf:
+        raise UserError(
+            f"lr_finder.min_lr={min_lr:g}, lr_finder.max_lr={max_lr:g}: must be 0 < min_lr < max_lr."
+        )
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+        raise UserError(f"lr_finder.steps={steps!r}: must be a whole number, at least 1.")
+    if steps != STEPS and method != "race":
+        raise UserError(
+            f"lr_finder.steps={steps}: has no effect, since method={method} has {_RANGE_STEPS} steps; take"
+            " method='race', or leave it out."
+        )
+    if monitor is not None and not isinstance(monitor, str):
+        raise UserError(
+            f"find_lr: monitor={monitor!r} must be the name of a value that validation logs, or None."
+        )
+    if monitor is not None and method != "race":
+        raise UserError(
+            f"find_lr: monitor={monitor!r} has no effect, since method={method} looks at the training loss; take"
+            " method='race', or leave it out."
+        )
+
+
+def _schedulers(trainer: pl.Trainer) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+def _is_rate(value: Any) -> bool:
+    """Whether an attribute of that name holds the rate, or a place for it; a layer or a method is another thing."""
+    return value is None or (isinstance(value, str) and value == "auto") or is_number(value)
+
+
+def _kept_rate(value: Any, change: Change, rate: float) -> float:
+    """The first group may have been built with a part of what the module keeps."""
+    return float(change(value)) if is_number(value) and value > 0 else rate
 
 
 # What modules, distributions and linear algebra raise at values that are not finite or too large; and a step whose loss
@@ -188,7 +227,7 @@ class _Control:
             except Exception as error:
                 if isinstance(error, NonFiniteLossError) or self._blames_rate(error, of, steps):
                     # The error itself would keep its trial.
-                    self.failure = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                    self.failure = f"{type(error).__name__}: {first_line(error)}"
                     return math.nan
                 left_out += 1
                 if not isinstance(error, NoLossError) or trial.steps == steps or left_out == _MOST_LEFT_OUT:
@@ -316,8 +355,8 @@ def _race(
         """Updates that count as a step, such steps in the run, and in the race."""
         instances = int(total(trainer, guessed_count(batch) or _INSTANCES))
         unit = math.ceil(_INSTANCES / (accumulate * max(1, instances)))
-        updates = trainer.estimated_stepping_batches
-        run = max(1, updates // unit) if 0 < updates < math.inf else math.inf
+        updates = updates_left(trainer)
+        run = max(1, updates // unit) if updates < math.inf else math.inf
         return unit, run, int(run) if run < 2 * steps else steps
 
     def wanted(batch: Any) -> int:
@@ -420,11 +459,13 @@ def _range_test(
         raise UserError(f"optimizer.lr=auto: the loss is not finite from the first rate, {low:g}, on.")
     suggestions = {name: suggest(curve) for name, suggest in SUGGESTIONS.items()}
     told = ", ".join(f"{name} {rate:.2g}" for name, rate in suggestions.items())
+    falls = min(curve.smooth) < curve.smooth[0]
+    warning = "" if falls else f" None is better than the untrained net ({curve.smooth[0]:.4g})."
     return LearningRateChoice(
         lr=suggestions[method],
         method=method,
         explanation=f"learning rate {suggestions[method]:.3g}: {method} of a range test of {count} x"
-        f" {len(curve.rates)} steps ({told}).",
+        f" {len(curve.rates)} steps ({told}).{warning}",
         judged_by="training loss",
         curve=curve,
         suggestions=suggestions,

@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-# Of a parameter group: the rate itself, and the rates that schedulers keep there.
-_OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
-# Of a scheduler: the rates of all groups that its rule starts from.
-_OF_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr", "min_lrs")
+from dlblocks.tuning.schedules import OF_GROUPS, peaks, rates_in
+
+Change = Callable[[Any], Any]
 
 
-def base_rates(optimizer: Optimizer) -> list[float]:
-    """The rate of each group that a scheduler starts from: the maximum of a one-cycle schedule, else the
-    rate before any schedule.
+def base_rates(optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> list[float]:
+    """The rate of each group that a scheduler starts from: the maximum of a one-cycle schedule, or of a cyclic one if its
+    scheduler is given, else the rate before any schedule.
 
     >>> from torch import nn
     >>> sgd = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}], lr=0.5)
@@ -25,53 +23,81 @@ def base_rates(optimizer: Optimizer) -> list[float]:
     >>> sgd.param_groups[0]["lr"], base_rates(sgd)
     (0.25, [0.5])
     """
-    return [
-        float(group.get("max_lr", group.get("initial_lr", group["lr"]))) for group in optimizer.param_groups
-    ]
+    groups = optimizer.param_groups
+    for scheduler in schedulers:
+        if (highest := peaks(scheduler, len(groups))) is not None:
+            return highest
+    return [float(group.get("max_lr", group.get("initial_lr", group["lr"]))) for group in groups]
 
 
 def set_rates(optimizer: Optimizer, bases: Sequence[float], rate: float) -> None:
     """Set the first group's rate, and the others' so that their ratios are those of `bases`."""
     for group, own in zip(optimizer.param_groups, bases, strict=True):
-        value = rate * (own / bases[0] if bases[0] else 1.0)
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(value)
-        else:
-            group["lr"] = value
+        _put(group, "lr", rate * (own / bases[0] if bases[0] else 1.0))
 
 
 def scale_rates(optimizer: Optimizer, schedulers: Iterable[Any], factor: float) -> None:
     """Multiply every rate in an optimizer and its schedulers: as if it had been built with other rates.
 
-    The floor of `ReduceLROnPlateau` is a rate of its own and stays.
+    Of torch's schedulers the floors, of `ReduceLROnPlateau` or the `eta_min` of a cosine, are rates of their own and
+    stay.
+
+    Raises:
+        UserError: a scheduler that is not torch's keeps rates that are not found.
     """
     _change(optimizer, schedulers, lambda value: value * factor)
 
 
-def replace_rates(optimizer: Optimizer, schedulers: Iterable[Any], rate: float) -> None:
+def replace_rates(optimizer: Optimizer, schedulers: Iterable[Any], rate: float) -> Change:
     """Give an optimizer, which may have been built with lr=0, and its schedulers another rate: the others in
-    proportion to the first group's, or all the same where that is 0, as `set_rates` does."""
-    before = base_rates(optimizer)[0]
-    if before:
-        scale_rates(optimizer, schedulers, rate / before)
-    else:
-        _change(optimizer, schedulers, lambda value: value * 0 + rate)
+    proportion to the first group's, or all the same where that is 0, as `set_rates` does.
+
+    Returns:
+        what makes of a rate that is kept elsewhere the new one.
+
+    Raises:
+        UserError: as `scale_rates`.
+    """
+    schedulers = list(schedulers)
+    before = base_rates(optimizer, schedulers)[0]
+
+    def change(value: Any) -> Any:
+        # The rate itself is not rounded.
+        return value * 0 + rate if not before or value == before else value * (rate / before)
+
+    _change(optimizer, schedulers, change)
+    return change
 
 
-def _change(optimizer: Optimizer, schedulers: Iterable[Any], change: Callable[[Any], Any]) -> None:
-    for group in optimizer.param_groups:
-        for key in _OF_GROUPS:
-            if key in group:
-                group[key] = change(group[key])
+def check_schedulers(optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
+    """Learn before a search whether the schedulers can be given another rate.
+
+    Raises:
+        UserError: as `scale_rates`.
+    """
     for scheduler in schedulers:
-        _change_scheduler(scheduler, change)
+        rates_in(optimizer, scheduler)
 
 
-def _change_scheduler(scheduler: Any, change: Callable[[Any], Any]) -> None:
-    for inner in getattr(scheduler, "_schedulers", ()):
-        _change_scheduler(inner, change)
-    if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
-        return
-    for name in _OF_SCHEDULERS:
-        if isinstance(values := getattr(scheduler, name, None), list):
-            setattr(scheduler, name, [change(value) for value in values])
+def _change(optimizer: Optimizer, schedulers: Iterable[Any], change: Change) -> None:
+    places = [place for scheduler in schedulers for place in rates_in(optimizer, scheduler)]
+    places += [(group, key) for group in optimizer.param_groups for key in OF_GROUPS if key in group]
+    # Groups that are added later have the rate of the defaults.
+    if isinstance(optimizer.defaults.get("lr"), (float, int, torch.Tensor)):
+        places.append((optimizer.defaults, "lr"))
+    # One tensor may be the rate in several places, so all are read before any is written.
+    new = [_changed(holder[key], change) for holder, key in places]
+    for (holder, key), value in zip(places, new, strict=True):
+        _put(holder, key, value)
+
+
+def _changed(value: Any, change: Change) -> Any:
+    return [change(rate) for rate in value] if isinstance(value, list) else change(value)
+
+
+def _put(holder: dict[str, Any], key: str, value: Any) -> None:
+    """A rate that is a tensor stays the same tensor."""
+    if isinstance(holder[key], torch.Tensor):
+        holder[key].fill_(value)
+    else:
+        holder[key] = value

@@ -15,14 +15,23 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _DeviceDtypeModuleMixin
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dlblocks.probing import copied, random_states
+from dlblocks.tuning.attributes import Keeper, PutBack, has_values, keep_values, same_attributes
 
-# What trials replace in a Trainer and its strategy.
-_TRAINER = ("callbacks", "loggers", "limit_train_batches", "limit_val_batches", "should_stop", "state")
-_STRATEGY = ("_lightning_module", "optimizers", "lr_scheduler_configs")
+# What trials replace in a strategy.
+_STRATEGY = ("_lightning_module", "_model", "optimizers", "lr_scheduler_configs")
+# The hooks of a module that a search calls on the module itself: for batches, and those before and after it.
+_OF_BATCHES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_AROUND = ("prepare_data", "setup", "configure_model", "teardown", *_OF_BATCHES)
+# What follows a module that is moved or converted.
+_PLACE = ("_device", "_dtype")
 
 # Of what loaders lead to: what holds no generator of theirs, and how far to look.
 _LEFT_OUT = (
@@ -41,28 +50,61 @@ _MOST_HELD, _MOST_ITEMS = 10_000, 1000
 
 
 @contextmanager
-def untouched(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+def untouched(trainer: pl.Trainer, module: pl.LightningModule, whole: bool = False) -> Iterator[None]:
     """Run trials, on copies of the module, inside the Trainer; afterwards, also after an exception or
     Ctrl-C, everything in it is what it was.
 
-    Put back: random states (Python, NumPy, torch and CUDA), callbacks, loggers, limits, optimizers,
-    schedulers and module of the Trainer, and the mode (training or evaluation) of each part of the
-    module. Weights and buffers are not put back, since no trial may touch them.
+    Put back: random states (Python, NumPy, torch and CUDA); the attributes of the Trainer, its loops and connectors, with
+    what was logged and how many batches there are; optimizers, schedulers and module of its strategy; the attributes of
+    the data module and of each part of the module, such as its mode, with its layers, parameters and buffers. Meanwhile
+    nothing is profiled.
+
+    No trial touches the values of weights and buffers, but the module's own hooks may, which run on the module itself. If
+    it has hooks of batches, copies of its buffers are kept; if it is to run `whole`, through its `setup` and `teardown`,
+    and has such hooks, copies of all of its weights as well, on the CPU. Lazy layers stay as they have become.
     """
     strategy = trainer.strategy
-    kept = {name: getattr(trainer, name) for name in _TRAINER} | {"state": copy.copy(trainer.state)}
+    fitting, validating = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
+    others = [trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
+    loops: list[Any] = [fitting, validating, *others]
+    connectors = [trainer._logger_connector, trainer._data_connector]
+    owners = [trainer, trainer.state, *connectors, *loops, *(loop._data_source for loop in loops)]
+    if (datamodule := getattr(trainer, "datamodule", None)) is not None:
+        owners.append(datamodule)
     of_strategy = {name: getattr(strategy, name) for name in _STRATEGY}
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        with random_states():
+    with random_states(), same_attributes(*owners), _same_module(module, whole):
+        trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
+        try:
             yield
-    finally:
-        for name, value in kept.items():
-            setattr(trainer, name, value)
-        for name, value in of_strategy.items():
-            setattr(strategy, name, value)
-        for part, training in modes:
-            part.training = training
+        finally:
+            for name, value in of_strategy.items():
+                setattr(strategy, name, value)
+
+
+@contextmanager
+def _same_module(module: pl.LightningModule, whole: bool) -> Iterator[None]:
+    own = any(is_overridden(name, module) for name in (_AROUND if whole else _OF_BATCHES))
+    tensors = [*module.buffers(), *(module.parameters() if whole else ())] if own else []
+    keeper = Keeper()
+    with ExitStack() as stack:
+        for tensor in filter(has_values, tensors):
+            stack.callback(keep_values(tensor, "cpu"))
+        for part in module.modules():
+            if not (isinstance(part, LazyModuleMixin) and part.has_uninitialized_params()):
+                stack.callback(_put_back, part, type(part), keeper.keep(part))
+        yield
+
+
+def _put_back(part: nn.Module, kind: type[nn.Module], attributes: PutBack) -> None:
+    """A part whose class has changed, as that of one that is parametrized, is again of the old one."""
+    place = {name: vars(part)[name] for name in _PLACE if name in vars(part)}
+    moved = {name: b.device for name, b in part._buffers.items() if b is not None}
+    part.__class__ = kind
+    attributes()
+    vars(part).update(place)
+    for name, buffer in part._buffers.items():
+        if buffer is not None and moved.get(name, buffer.device) != buffer.device:
+            part._buffers[name] = buffer.to(moved[name])
 
 
 @contextmanager
@@ -70,14 +112,20 @@ def same_order(*roots: Any) -> Iterator[None]:
     """Iterate over loaders, which afterwards serve the batches that they would have served.
 
     Put back, of all that the attributes of some loaders, data modules or modules lead to: random generators (of torch,
-    NumPy and Python), the place of what has one (`state_dict`), and the plain numbers of a sampler, which may count its
-    epochs. Not put back: generators in global variables, and places that nothing tells, such as an open file's.
+    NumPy and Python), the place of what has one (`state_dict`), and the attributes of other data sets, samplers and
+    loaders, which may count epochs or keep an order (`attributes.Keeper`). Workers that a loader keeps have no part in
+    it: others are started, and ended. Not put back: generators in global variables, and places that nothing tells, such as an open file's.
     """
-    held = list(_held(roots))
+    keeper = Keeper()
     with ExitStack() as stack:
-        for one in held:
+        for one in list(_held(roots)):
             if (state := _state(one)) is not None:
                 stack.callback(_set_state, one, state)
+            elif _serves(one) and hasattr(one, "__dict__"):
+                stack.callback(keeper.keep(one))
+            if isinstance(one, DataLoader):
+                stack.callback(_end_workers, one, one._iterator)
+                one._iterator = None
         yield
 
 
@@ -124,8 +172,6 @@ def _state(one: Any) -> Any:
         return one.getstate()
     if _stateful(one):
         return copy.deepcopy(one.state_dict())
-    if isinstance(one, Sampler):
-        return {name: value for name, value in vars(one).items() if isinstance(value, (int, float))}
     return None
 
 
@@ -138,19 +184,27 @@ def _set_state(one: Any, state: Any) -> None:
         one.state = state
     elif isinstance(one, random.Random):
         one.setstate(state)
-    elif _stateful(one):
-        one.load_state_dict(state)
     else:
-        vars(one).update(state)
+        one.load_state_dict(state)
 
 
 def _stateful(one: Any) -> bool:
     """Whether it has a place to go back to, as loaders may; the state of modules and the like is another thing."""
-    return (
-        isinstance(one, (Iterable, Dataset))
-        and not isinstance(one, nn.Module)
-        and all(callable(getattr(one, name, None)) for name in ("state_dict", "load_state_dict"))
+    return _serves(one) and all(
+        callable(getattr(one, name, None)) for name in ("state_dict", "load_state_dict")
     )
+
+
+def _serves(one: Any) -> bool:
+    """Whether it may be a loader, or what a loader takes its batches from."""
+    return isinstance(one, (Iterable, Dataset)) and not isinstance(one, nn.Module)
+
+
+def _end_workers(loader: DataLoader[Any], before: Any) -> None:
+    """Persistent workers have random states and copies of the data set, which go on from where they are."""
+    started, loader._iterator = loader._iterator, before
+    if started is not before and isinstance(started, _MultiProcessingDataLoaderIter):
+        started._shutdown_workers()
 
 
 @contextmanager

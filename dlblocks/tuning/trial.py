@@ -30,6 +30,7 @@ from dlblocks.tuning.contents import fresh
 from dlblocks.tuning.original import Original
 from dlblocks.tuning.rates import base_rates, set_rates
 from dlblocks.tuning.restore import detached_copy
+from dlblocks.tuning.sizes import guessed_count
 from dlblocks.tuning.stages import validating
 
 # Of the hooks that come before the first batch.
@@ -278,7 +279,7 @@ class Trial:
         batches: Sequence[Any],
         choose: Callable[[Sequence[str]], str | None] = lambda names: next(iter(names), None),
     ) -> float | None:
-        """The mean validation loss on some batches, over all processes, in an epoch of its own.
+        """The mean validation loss on the instances of some batches, over all processes, in an epoch of its own.
 
         Args:
             batches: of the first validation loader.
@@ -293,6 +294,7 @@ class Trial:
         place = (0,) if several else ()
         takes_index = _takes_index(self.module.validation_step)
         values: dict[str, list[Tensor]] = {}
+        weights: dict[str, list[int]] = {}
         self._logged.clear()
         self._metrics.clear()
         with self._in_trainer(), self._judging():
@@ -306,9 +308,10 @@ class Trial:
                 self._hook("on_validation_batch_end", output, batch, index, *place)
                 if (loss := _loss_of(output)) is not None:
                     name = RETURNED_LOSS if isinstance(output, Mapping) else RETURNED
-                    values.setdefault(name, []).append(loss)
+                    self._logged[name] = float(loss)
                 for name, value in self._logged.items():
                     values.setdefault(name, []).append(torch.tensor(value))
+                    weights.setdefault(name, []).append(guessed_count(batch) or 1)
                 self._logged.clear()
             self._shown |= {
                 name: torch.stack(logged).mean()
@@ -321,18 +324,24 @@ class Trial:
                 self._hook("on_validation_end")
         ends = self._logged | {name: _value_of(metric) for name, metric in self._metrics.items()}
         values |= {name: [torch.tensor(value)] for name, value in ends.items()}
+        weights = {name: counts for name, counts in weights.items() if name not in ends}
         chosen = choose([*values])
-        return self._mean_of(values[chosen]) if chosen is not None else None
+        return self._mean_of(values[chosen], weights.get(chosen, ())) if chosen is not None else None
 
     def training_loss(self, batches: Sequence[Any]) -> float:
-        """The mean of the training loss on some batches in evaluation mode, over all processes.
+        """The mean of the training loss on the instances of some batches in evaluation mode, over all processes.
 
         Raises:
             NoLossError: `training_step` returned none for any batch.
         """
         with self._in_trainer(), self._judging():
             losses = [self._loss(batch) for batch in batches]
-        mean = self._mean_of([loss for loss in losses if loss is not None])
+        given = [
+            (loss, guessed_count(batch) or 1)
+            for loss, batch in zip(losses, batches, strict=True)
+            if loss is not None
+        ]
+        mean = self._mean_of([loss for loss, _ in given], [count for _, count in given])
         if mean is None:
             raise NoLossError(self.module)
         return mean
@@ -397,18 +406,19 @@ class Trial:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self._processes
 
-    def _mean_of(self, values: Sequence[Tensor]) -> float | None:
-        """The mean over all processes; None if no process has a value."""
-        mean = torch.stack([*values]).mean() if values else torch.tensor(0.0)
-        count = len(values[:1])
+    def _mean_of(self, values: Sequence[Tensor], weights: Sequence[int] = ()) -> float | None:
+        """The mean over all processes, with weights if given; None if no process has a value."""
+        every = [*weights] or [1] * len(values)
+        total = sum((value * weight for value, weight in zip(values, every, strict=True)), torch.tensor(0.0))
+        weight = sum(every)
         if self._processes > 1:
-            shared = torch.stack([mean.float().cpu(), torch.tensor(float(count))])
+            shared = torch.stack([total.float().cpu(), torch.tensor(float(weight))])
             shared = shared.to(self.trainer.strategy.root_device)
             distributed.all_reduce(shared)
-            mean, count = shared[0] / shared[1], int(shared[1])
-        if not count:
+            total, weight = shared[0], int(shared[1])
+        if not weight:
             return None
-        number = float(mean)
+        number = float(total) / weight
         return number if math.isfinite(number) else math.nan
 
 

@@ -64,6 +64,13 @@ def test_other_methods(tmp_path: Path, method: str) -> None:
     assert 1e-5 < result.chosen["optimizer.lr"] < 1
 
 
+def test_a_range_test_has_no_steps_to_set() -> None:
+    auto = ("optimizer.lr=auto", "lr_finder.method=valley")
+    check(dlblocks.compose(*auto, "lr_finder.steps=40"))
+    with pytest.raises(UserError, match=r"^lr_finder.steps=7: has no effect with lr_finder.method=valley"):
+        check(dlblocks.compose(*auto, "lr_finder.steps=7"))
+
+
 @pytest.mark.parametrize(("regime", "epochs"), [("gd", 20), ("sgd", 5)])
 def test_regimes(tmp_path: Path, regime: str, epochs: int) -> None:
     result = run(

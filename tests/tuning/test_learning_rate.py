@@ -20,7 +20,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -555,8 +555,19 @@ def test_replayed_runners_give_the_same_race(epochs: int, monkeypatch: pytest.Mo
     [
         ({"method": "rase"}, r"lr_finder.method: .*'rase'.*race"),
         ({"min_lr": 0.1, "max_lr": 0.01}, "0 < min_lr < max_lr"),
+        ({"method": ["race"]}, r"lr_finder.method: unknown method \['race'\]"),
         ({"min_lr": 0.0}, "0 < min_lr < max_lr"),
-        ({"steps": 0}, "lr_finder.steps=0: must be at least 1"),
+        ({"min_lr": "1e-5"}, "lr_finder.min_lr='1e-5': must be a number"),
+        ({"max_lr": None}, "lr_finder.max_lr=None: must be a number"),
+        ({"steps": "5"}, "lr_finder.steps='5': must be a whole number"),
+        ({"steps": 2.5}, "lr_finder.steps=2.5: must be a whole number"),
+        ({"steps": True}, "lr_finder.steps=True: must be a whole number"),
+        (
+            {"steps": 7, "method": "valley"},
+            "lr_finder.steps=7: has no effect, since method=valley has 100 steps",
+        ),
+        ({"monitor": 3}, "monitor=3 must be the name"),
+        ({"steps": 0}, "lr_finder.steps=0: must be a whole number, at least 1"),
         ({"min_lr": 0.04, "max_lr": 0.09}, "needs two rates"),
         ({"monitor": "val_loss"}, "monitor='val_loss' has no effect, since there is no validation"),
         (
@@ -568,6 +579,83 @@ def test_replayed_runners_give_the_same_race(epochs: int, monkeypatch: pytest.Mo
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_lr(trainer(), Foreign(), train_dataloaders=loader(), **settings)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "swapped": (
+        (Foreign, trainer, None, {}),
+        r"^trainer: must be a Trainer .*Foreign. The order is trainer, module",
+    ),
+    "no module": (
+        (trainer, lambda: nn.Linear(6, 3), None, {}),
+        "^module: must be a LightningModule .*Linear",
+    ),
+    "loader": (
+        (trainer, Foreign, loader, {}),
+        "^datamodule: must be .*DataLoader. Give loaders as train_dataloaders=",
+    ),
+    "both": (
+        (trainer, Foreign, InterruptedData, {"train_dataloaders": loader()}),
+        "^datamodule, train_dataloaders, val_dataloaders: give the data module or loaders, not both",
+    ),
+    "no data": (
+        (trainer, Foreign, None, {}),
+        "^train_dataloaders: there is no training data.*Foreign has no",
+    ),
+    "validation alone": (
+        (trainer, Foreign, None, {"val_dataloaders": loader()}),
+        "^train_dataloaders: there is no",
+    ),
+    "empty data module": (
+        (trainer, Foreign, L.LightningDataModule, {}),
+        "^train_dataloaders: there is no training data.*LightningDataModule has no",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [*((find_lr, name) for name in WRONG), *((dlblocks.find_batch_size, name) for name in WRONG)],
+)
+def test_wrong_arguments(search: Any, name: str) -> None:
+    (fitted, module, data, loaders), message = WRONG[name]
+    with pytest.raises(UserError, match=message):
+        search(fitted(), module(), data and data(), **loaders)
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to 0")
+@pytest.mark.parametrize("limit", ["limit_train_batches", "max_epochs", "max_steps"])
+def test_a_run_without_a_step(limit: str) -> None:
+    with pytest.raises(UserError, match=f"trainer.{limit}=0: a run without a step"):
+        find_lr(trainer(**{limit: 0}), Foreign(), train_dataloaders=loader())
+
+
+def test_several_optimizers() -> None:
+    class Two(Foreign):
+        def configure_optimizers(self) -> Any:
+            return [super(Two, self).configure_optimizers() for _ in range(2)]
+
+    with pytest.raises(UserError, match=r"Two\.configure_optimizers: gives several optimizers"):
+        find_lr(trainer(), Two(), train_dataloaders=loader())
+
+
+def test_a_folder_is_checked_before_the_search(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    module = Foreign()
+    with pytest.raises(UserError, match=r"folder=.*file: picture and table can't be written there"):
+        trainer(callbacks=[LearningRateFinder(folder=tmp_path / "file")]).fit(module, loader())
+    with pytest.raises(UserError, match="folder=3: must be a path"):
+        LearningRateFinder(folder=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_no_rate_lowers_is_told(method: Any) -> None:
+    class Constant(Foreign):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss(batch) * 0 + 2
+
+    choice = find_lr(trainer(), Constant(), train_dataloaders=loader(), method=method)
+    assert choice.explanation.endswith(" None is better than the untrained net (2).")
 
 
 def test_the_edge_of_the_range_is_told() -> None:
@@ -669,6 +757,51 @@ def test_the_callback_trains_with_the_rate_and_keeps_ratios(schedule: str, tmp_p
     assert (tmp_path / "lr_finder.png").exists()
 
 
+@pytest.mark.parametrize("breaks", [None, RuntimeError("broken")], ids=repr)
+def test_a_callback_that_does_not_apply_tells_and_leaves_the_trainer_its_limits(
+    breaks: BaseException | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Breaks(Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+            if breaks is not None:
+                raise breaks
+
+    finder, module = LearningRateFinder(folder=tmp_path / "new", apply=False), Foreign()
+    fitted = trainer(callbacks=[finder, Breaks()], limit_train_batches=6, limit_val_batches=3)
+    if breaks is None:
+        fitted.fit(module, loader(), loader())
+    else:
+        with pytest.raises(RuntimeError):
+            fitted.fit(module, loader(), loader())
+    assert (fitted.global_step, module.lr) == (0, 1e-4)
+    assert (fitted.limit_train_batches, fitted.limit_val_batches) == (6, 3)
+    assert capsys.readouterr().out.count(finder.choice.explanation) == 1
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"lr_finder.csv", "lr_finder.png"}
+
+
+def test_a_run_that_goes_on_is_raced_for_the_updates_that_are_left() -> None:
+    finder, module = LearningRateFinder(), Foreign()
+    fitted = trainer(callbacks=[finder], max_epochs=2)
+    fitted.fit(module, loader(), loader())
+    fitted.fit_loop.max_epochs = 3
+    fitted.fit(module, loader(), loader())
+    assert max(lap.steps for lap in finder.choice.laps) == 12
+
+
+@pytest.mark.parametrize("place", ["alone", "callback"])
+def test_accumulation_that_a_callback_schedules(place: str) -> None:
+    given = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    expected = find_lr(trainer(accumulate_grad_batches=3), Foreign(), **given)
+    finder, schedule = LearningRateFinder(), GradientAccumulationScheduler({0: 3, 2: 6})
+    fitted = trainer(callbacks=[schedule] if place == "alone" else [finder, schedule])
+    if place == "alone":
+        assert find_lr(fitted, Foreign(), **given).laps == expected.laps
+        assert fitted.accumulate_grad_batches == 1
+    else:
+        fitted.fit(Foreign(), **given)
+        assert finder.choice.laps == expected.laps
+
+
 class ReadOnly(Foreign):
     @property
     def learning_rate(self) -> float:
@@ -679,6 +812,101 @@ def test_a_property_that_reads_the_rate_is_left_alone() -> None:
     finder, module = LearningRateFinder(), ReadOnly()
     trainer(max_epochs=1, callbacks=[finder]).fit(module, loader(), loader())
     assert module.learning_rate == finder.choice.lr
+
+
+class Layer(L.LightningModule):
+    """A logistic regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        return nn.functional.cross_entropy(self.lr(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class InABuffer(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.lr
+        self.register_buffer("lr", torch.tensor(0.01))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.01)
+
+
+class Method(Foreign):
+    def learning_rate(self) -> float:
+        return 0.01
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Layer, "lr"), (InABuffer, "lr"), (Method, "learning_rate")])
+def test_what_has_the_name_of_a_rate_and_is_none_stays(kind: Any, name: str) -> None:
+    module = kind()
+    before = getattr(module, name)
+    trainer(max_epochs=1, callbacks=[LearningRateFinder()]).fit(module, loader())
+    assert getattr(module, name) == before
+
+
+@pytest.mark.parametrize("given", [None, "auto", 0.0])
+def test_a_place_for_the_rate_gets_it(given: Any) -> None:
+    class Placed(Foreign):
+        def __init__(self, learning_rate: Any) -> None:  # noqa: ARG002
+            super().__init__()
+            self.save_hyperparameters()
+
+    finder, module = LearningRateFinder(), Placed(given)
+    trainer(max_epochs=1, callbacks=[finder]).fit(module, loader(), loader())
+    assert module.hparams["learning_rate"] == finder.choice.lr
+
+
+def test_a_module_that_builds_its_first_group_with_a_part_of_its_rate_can_be_built_anew() -> None:
+    class Parted(Foreign):
+        def __init__(self, lr: float = 0.05) -> None:
+            super().__init__(lr)
+            self.save_hyperparameters()
+
+        def configure_optimizers(self) -> Any:
+            first = {"params": self.net[0].parameters(), "lr": self.lr / 10}
+            return torch.optim.SGD([first, {"params": self.net[4].parameters()}], lr=self.lr)
+
+    finder, module = LearningRateFinder(), Parted()
+    fitted = trainer(max_epochs=1, callbacks=[finder])
+    fitted.fit(module, loader(), loader())
+    trained = [group["lr"] for group in fitted.optimizers[0].param_groups]
+    again = Parted(**module.hparams).configure_optimizers()
+    assert trained[0] == finder.choice.lr
+    assert module.lr == pytest.approx(10 * finder.choice.lr)
+    assert [group["lr"] for group in again.param_groups] == pytest.approx(trained)
+
+
+def test_the_scheduler_of_another_library_keeps_the_found_rate_or_is_refused_before_the_search() -> None:
+    class Own(torch.optim.lr_scheduler.LRScheduler):
+        def __init__(self, optimizer: Any, max_lr: Any) -> None:
+            self.max_lr = max_lr
+            super().__init__(optimizer)
+
+        def get_lr(self) -> Any:
+            return [(self.max_lr if isinstance(self.max_lr, float) else self.max_lr()) for _ in self.base_lrs]
+
+    class Scheduled(Foreign):
+        rate: Any = 0.2
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
+            return [optimizer], [{"scheduler": Own(optimizer, self.rate), "interval": "step"}]
+
+    finder, rates = LearningRateFinder(), Rates()
+    trainer(max_epochs=1, callbacks=[finder, rates]).fit(Scheduled(), loader(), loader())
+    assert rates.seen == [[finder.choice.lr]] * 12
+    hidden = Scheduled()
+    hidden.rate = lambda: 0.2
+    with pytest.raises(UserError, match="Own: keeps learning rates of its own"):
+        trainer(max_epochs=1, callbacks=[LearningRateFinder()]).fit(hidden, loader(), loader())
+    assert hidden.calls == []
 
 
 class FromZero(Foreign):

@@ -130,8 +130,8 @@ def test_steps_are_the_trainers(optimizer: str, more: dict[str, Any]) -> None:
         assert tries.weights[name].equal(value), name
 
 
-@pytest.mark.parametrize("method", ["race", "valley"])
-def test_a_rate_is_found_for_the_updates_of_the_run(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [{"steps": 4}, {"method": "valley"}], ids=["race", "valley"])
+def test_a_rate_is_found_for_the_updates_of_the_run(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 6 batches in an epoch, 2 are left for every second update."""
     taken: dict[int, set[tuple[int, int]]] = {}
     step = Trial.step
@@ -142,7 +142,7 @@ def test_a_rate_is_found_for_the_updates_of_the_run(method: Any, monkeypatch: py
 
     monkeypatch.setattr(Trial, "step", noted)
     found = L.Trainer(max_epochs=3, accumulate_grad_batches=4, **QUIET)
-    find_lr(found, Foreign(), train_dataloaders=loader(), val_dataloaders=loader(), method=method, steps=4)
+    find_lr(found, Foreign(), train_dataloaders=loader(), val_dataloaders=loader(), **settings)
     # Repeats of a range test begin at other updates.
     assert taken[0] == {(0, 4), (1, 2)}
     assert all(updates in ({(0, 4), (1, 2)}, {(0, 2), (1, 4)}) for updates in taken.values())
