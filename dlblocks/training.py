@@ -23,7 +23,7 @@ from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.endings import together
 from dlblocks.errors import Interrupted, UserError
-from dlblocks.finding import check_effective, rescale, set_batch_size, set_rate
+from dlblocks.finding import check_effective, set_batch_size, set_rate, settle_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.moved import Moved
@@ -160,17 +160,16 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
         check_start(start, module)
     if start is not None and resumed:
         take_up(start, trainer, data, result)
-    if recipe.run["diagnose"] != "off" and start is None:
-        with _timed(result, "diagnosis"):
-            _diagnose(recipe, module, data, result)
     if recipe.batches["auto"] and "data.batch_size" not in result.chosen:
         with _timed(result, "batch_size_finder"), _quiet():
             set_batch_size(recipe, trainer, module, data, result)
-    if recipe.batches["lr_reference"] is not None:
-        rescale(recipe.batches["lr_reference"], trainer, module, data, result)
-    if recipe.lr_finder is not None:
+    settle_rate(recipe, start, trainer, module, data, result)
+    if recipe.run["diagnose"] != "off" and start is None:
+        with _timed(result, "diagnosis"):
+            _diagnose(recipe, module, data, result, trainer.accumulate_grad_batches)
+    if recipe.lr_finder is not None and start is None:
         with _timed(result, "lr_finder"), _quiet():
-            set_rate(recipe.lr_finder, start, trainer, module, data, result)
+            set_rate(recipe.lr_finder, trainer, module, data, result)
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
@@ -210,11 +209,13 @@ def _of_run(recipe: Recipe) -> list[Callback]:
     return [CheckpointActivations()]
 
 
-def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: Result) -> None:
+def _diagnose(
+    recipe: Recipe, module: LitModule, data: TableDataModule, result: Result, accumulate: int
+) -> None:
     """Say whether this will start to train; with diagnose=strict, refuse what will not."""
     rate = module.lr if recipe.lr_finder is None and hasattr(module, "lr") else None
-    size = 64 if recipe.batches["auto"] else data.train_batch_size
     strict = recipe.run["diagnose"] == "strict"
+    size = data.train_batch_size * accumulate
     found = diagnose_on(module, data.part("train"), rate, size, thorough=strict)
     result.diagnosis = found.verdict.outcome
     if is_main_process():

@@ -114,6 +114,36 @@ def test_a_run_that_goes_on_keeps_its_rate(tmp_path: Path) -> None:
     assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == first.chosen["optimizer.lr"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=0.5"], r"optimizer.lr=0.5: .*keeps its rate, 0.01. Set optimizer.lr=auto, which"),
+        (
+            ["optimizer.lr=0.01", "optimizer.lr_reference_batch_size=16", "data.batch_size=64"],
+            r"optimizer.lr=0.04 \(by optimizer.lr_reference_batch_size=16\): .*keeps its rate, 0.01",
+        ),
+    ],
+    ids=["given", "rescaled"],
+)
+def test_a_rate_that_the_checkpoint_would_replace_is_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    of_both = ("data=wine", "optimizer=sgd", "callbacks.lr_monitor=null")
+    run(tmp_path / "a", *of_both, "optimizer.lr=0.01", "data.batch_size=16", "trainer.max_epochs=1")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "b", *of_both, *overrides, "trainer.max_epochs=2", f"ckpt_path={last}")
+
+
+def test_a_rescaled_run_goes_on_at_the_same_size(tmp_path: Path) -> None:
+    overrides = ("data=wine", "optimizer=sgd", "optimizer.lr=0.01", "optimizer.lr_reference_batch_size=16")
+    run(tmp_path / "a", *overrides, "trainer.max_epochs=1")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    second = run(tmp_path / "b", *overrides, "trainer.max_epochs=2", f"ckpt_path={last}")
+    kept = torch.load(tmp_path / "b" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == second.chosen["optimizer.lr"] == 0.02
+
+
 # Batch sizes.
 
 
@@ -233,6 +263,13 @@ def test_the_rate_follows_the_size(
     assert result.chosen["optimizer.lr"] == pytest.approx(rate)
     assert "was set for batches of 16, these have 64" in capsys.readouterr().out
     assert dlblocks.LitModule.load_from_checkpoint(str(result.best_checkpoint)).lr == pytest.approx(rate)
+
+
+def test_the_diagnosis_is_of_the_rate_that_trains(tmp_path: Path) -> None:
+    """10 would diverge; at the size of the run it becomes 0.3."""
+    overrides = ("optimizer=sgd", "optimizer.lr=10", "optimizer.lr_reference_batch_size=1024")
+    result = run(tmp_path, *overrides, "diagnose=strict", "trainer.max_epochs=1")
+    assert result.diagnosis == "trains"
 
 
 @pytest.mark.parametrize(
