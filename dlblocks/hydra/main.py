@@ -22,7 +22,7 @@ from dlblocks.errors import UserError
 from dlblocks.hydra import register
 from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
 from dlblocks.hydra.plain import plain
-from dlblocks.recipe import check
+from dlblocks.recipe import check, check_panels
 from dlblocks.results import Result, told
 from dlblocks.runs import held
 from dlblocks.sweeps.picture import Panel
@@ -90,8 +90,10 @@ class Jobs:
                 "a sweep starts the processes of each run by itself: leave out torchrun, or start each run with it."
             )
         if settings.mode == RunMode.MULTIRUN and self.sweep is None:
+            recipe = plain(config)
+            check_panels(recipe)  # a mistake there is one of all runs
             self.sweep = SweepRecord(Path(settings.sweep.dir))
-            panels = plain(config).get("sweep", {}).get("panels") or []
+            panels = recipe.get("sweep", {}).get("panels") or []
             self.panels = [Panel(**panel) for panel in panels]
         folder = os.path.relpath(settings.runtime.output_dir)
         overrides = OmegaConf.to_container(settings.overrides.task)
