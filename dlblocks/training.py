@@ -16,7 +16,13 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
+from dlblocks.assembly import (
+    build_data,
+    build_module,
+    check_batch_norm,
+    logged_every_epoch,
+    without_validation,
+)
 from dlblocks.checkpoints import Checkpoint, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal
 from dlblocks.data.module import TableDataModule
@@ -163,6 +169,9 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
     if recipe.batches["auto"] and "data.batch_size" not in result.chosen:
         with _timed(result, "batch_size_finder"), _quiet():
             set_batch_size(recipe, trainer, module, data, result)
+    unjudged = without_validation(trainer, data, start.content.get("global_step", 0) if start else 0)
+    if unjudged and is_main_process():
+        tell(unjudged)
     settle_rate(recipe, start, trainer, module, data, result)
     if recipe.run["diagnose"] != "off" and start is None:
         with _timed(result, "diagnosis"):
@@ -229,12 +238,14 @@ def _diagnose(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that are no news to the user: the CSV logger finds the run folder, which
-    holds the config already; a run that goes on from a checkpoint writes its own into its own folder, or
-    goes on in one that has some; and Lightning uses a name that torch is about to rename."""
+    holds the config already; there is no best checkpoint where no validation runs, as was said before; a run that
+    goes on from a checkpoint writes its own into its own folder, or goes on in one that has some; and Lightning
+    uses a name that torch is about to rename."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Experiment logs directory")
         warnings.filterwarnings("ignore", "The dirpath has changed")
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", r".*ModelCheckpoint\(monitor=.*could not find the monitored key")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         yield
 
