@@ -18,7 +18,7 @@ from dlblocks.recomputing import CheckpointActivations
 from dlblocks.results import Result
 from dlblocks.resuming import rate_of
 from dlblocks.trainer import is_main_process
-from dlblocks.tuning.batch_size import find_batch_size
+from dlblocks.tuning.batch_size import NoSizeError, find_batch_size
 from dlblocks.tuning.finder import Choice, tell
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
@@ -29,11 +29,20 @@ def check_effective(recipe: Recipe, data: TableDataModule) -> None:
     """Batches are accumulated within an epoch.
 
     Raises:
-        UserError: an update would take more than the training set.
+        UserError: an update would take more than the training set, or another number where each takes all of it.
     """
     effective = recipe.batches["effective"]
-    if effective is not None and effective > data.n_train:
+    if effective is None:
+        return
+    if effective > data.n_train:
         raise effective_above(effective, data.n_train)
+    if data.batch_size == "full" and not recipe.batches["auto"] and effective != data.n_train:
+        said = "regime=gd" if recipe.run["regime"] == "gd" else "data.batch_size=full"
+        instead = "regime=minibatch" if recipe.run["regime"] == "gd" else "data.batch_size=auto"
+        raise UserError(
+            f"data.effective_batch_size={effective}: {said} takes the whole training set, {data.n_train} instances, for"
+            f" each update. Leave out data.effective_batch_size, or set {instead}."
+        )
 
 
 def set_rate(
@@ -51,16 +60,34 @@ def set_batch_size(
     """Find the size for `data.batch_size=auto`, show and keep it, and train with it."""
     # Until then the smallest one, with which any limit of the Trainer leaves a batch, if one does.
     data.batch_size = trainer.world_size
-    choice = find_batch_size(
-        trainer,
-        module,
-        data,
-        max_size=recipe.batches["max_size"],
-        effective=recipe.batches["effective"],
-        class_counts=list(data.class_counts.values()) or None,
-        allowed=lambda size: not normalises_alone(module, data, size),
-        callbacks=[one for one in trainer.callbacks if isinstance(one, CheckpointActivations)],  # type: ignore[attr-defined]
-    )
+    # Instances with several labels, or with none, have no class of their own to be shared out.
+    counts = list(data.class_counts.values()) if data.task in ("binary", "multiclass") else None
+    refused: set[int] = set()
+
+    def allowed(size: int) -> bool:
+        alone = normalises_alone(module, data, size)
+        refused.update({size} if alone else ())
+        return not alone
+
+    try:
+        choice = find_batch_size(
+            trainer,
+            module,
+            data,
+            max_size=recipe.batches["max_size"],
+            effective=recipe.batches["effective"],
+            class_counts=counts,
+            allowed=allowed,
+            callbacks=[one for one in trainer.callbacks if isinstance(one, CheckpointActivations)],  # type: ignore[attr-defined]
+        )
+    except NoSizeError as error:
+        if not refused:
+            raise
+        raise UserError(
+            f"data.batch_size=auto: the limits leave only {', '.join(map(str, sorted(refused)))}, with which a batch has"
+            " one instance, which batch normalisation can't normalise. Allow larger sizes, or use data.drop_last=true or"
+            " another norm."
+        ) from error
     data.batch_size = choice.size
     trainer.accumulate_grad_batches = choice.accumulate
     trainer.log_every_n_steps = logged_every_epoch(recipe.trainer, data)["log_every_n_steps"]  # type: ignore[attr-defined]

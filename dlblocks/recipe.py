@@ -146,6 +146,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     dataset, data = _data(recipe["data"], run["regime"])
     trainer = _trainer(recipe["trainer"])
     batches = _batches(data, trainer, reference, found)
+    _check_single(run["regime"], trainer, batches["effective"])
     if batches["auto"] and run["ckpt_path"] is not None:
         raise UserError(
             "data.batch_size=auto: a run that goes on from a checkpoint keeps its size; set data.batch_size to the"
@@ -220,14 +221,25 @@ def _batches(
                 f"data.effective_batch_size={effective}: says how many batches are accumulated; leave out"
                 f" trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}."
             )
-        if not auto and (size == "full" or effective % size):
+        if isinstance(size, int) and effective % size:
             raise UserError(
                 f"data.effective_batch_size={effective}: must be a multiple of data.batch_size={size}; or set"
                 " data.batch_size=auto."
             )
-        if not auto:
+        if isinstance(size, int):
             trainer["accumulate_grad_batches"] = effective // size
     return {"auto": auto, "max_size": largest, "effective": effective, "lr_reference": reference}
+
+
+def _check_single(regime: str, trainer: Mapping[str, Any], effective: int | None) -> None:
+    """Refuse to accumulate where each instance is to have an update."""
+    accumulate = trainer.get("accumulate_grad_batches", 1)
+    if regime == "sgd" and accumulate != 1:
+        key = "trainer.accumulate_grad_batches" if effective is None else "data.effective_batch_size"
+        raise UserError(
+            f"{key}={accumulate}: regime=sgd takes one instance for each update. Leave out {key}, or set"
+            " regime=minibatch."
+        )
 
 
 def _check_divided(size: bool, rate: bool) -> None:

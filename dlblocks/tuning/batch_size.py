@@ -229,14 +229,12 @@ class BatchSizeFinder(Finder):
         if not given and least not in sizes and self.allowed(least) and not any(m.fits for m in measured):
             single = tried(least)
             measured = [single, *measured] if single is not None else measured
+        if not measured and illegal:
+            raise UserError(f"data.batch_size=auto: there is no size to try: {illegal}.")
         if not measured:
-            raise UserError(
-                "data.batch_size=auto: there is no size to try"
-                + (
-                    f": {illegal}."
-                    if illegal
-                    else ", given the instances of the training set and the limits set."
-                )
+            raise NoSizeError(
+                "data.batch_size=auto: there is no size to try, given the instances of the training set and the"
+                " limits set."
             )
         return measured, illegal
 
@@ -370,6 +368,10 @@ class BatchSizeFinder(Finder):
             return None
         own = size * _copies(trainer) // trainer.world_size
         return noise_scale(small, large, own, int(_least(trainer, float(batches))))
+
+
+class NoSizeError(UserError):
+    """The limits and what is `allowed` leave no size to try."""
 
 
 class _IllegalSizeError(Exception):

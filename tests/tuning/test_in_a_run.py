@@ -237,6 +237,31 @@ def test_no_size_that_leaves_a_single_instance_to_batch_norm(tmp_path: Path) -> 
     assert rest != 1
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["regime=gd", "data.effective_batch_size=107"], ["regime=sgd", "data.effective_batch_size=1"]],
+    ids=str,
+)
+def test_an_effective_size_that_the_regime_has(tmp_path: Path, overrides: list[str]) -> None:
+    result = run(tmp_path, "data=wine", *overrides, "trainer.max_epochs=1")
+    assert result.steps == (1 if "regime=gd" in overrides else 107)
+
+
+def test_class_shares_are_told_where_each_instance_has_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of labels there are more than instances."""
+    for data, told in (("wine", True), ("digit_pairs", False)):
+        run(
+            tmp_path / data,
+            f"data={data}",
+            "data.batch_size=auto",
+            "data.max_batch_size=4",
+            "trainer.max_epochs=1",
+        )
+        assert ("class shares in a batch" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize("size", ["32", "auto"])
 def test_an_effective_size(tmp_path: Path, size: str) -> None:
     result = run(tmp_path, f"data.batch_size={size}", "data.effective_batch_size=96", "trainer.max_epochs=2")
@@ -291,6 +316,26 @@ def test_the_diagnosis_is_of_the_rate_that_trains(tmp_path: Path) -> None:
         ),
         (["data=wine", "data.batch_size=auto", "data.effective_batch_size=2000"], "must be at most 107"),
         (["data=wine", "data.batch_size=20", "data.effective_batch_size=2000"], "must be at most 107"),
+        (
+            ["data.batch_size=full", "data.effective_batch_size=16"],
+            "data.batch_size=full takes the whole training set, 1078 instances.*or set data.batch_size=auto",
+        ),
+        (
+            ["regime=gd", "data.effective_batch_size=16"],
+            "regime=gd takes the whole training set, 1078 instances.*or set regime=minibatch",
+        ),
+        (
+            ["regime=sgd", "data.effective_batch_size=16"],
+            "data.effective_batch_size=16: regime=sgd takes one instance for each update",
+        ),
+        (
+            ["regime=sgd", "trainer.accumulate_grad_batches=4"],
+            "trainer.accumulate_grad_batches=4: regime=sgd takes one instance for each update",
+        ),
+        (
+            ["data=wine", "model.norm=batch", "data.batch_size=auto", "data.max_batch_size=1"],
+            "limits leave only 1, .*batch normalisation",
+        ),
         (["data.batch_size=auto", "regime=gd"], "regime=gd takes the whole training set"),
         (["data.batch_size=auto", "ckpt_path=x"], "keeps its size"),
         (
