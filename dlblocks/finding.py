@@ -17,9 +17,10 @@ from dlblocks.recipe import Recipe
 from dlblocks.recomputing import CheckpointActivations
 from dlblocks.results import Result
 from dlblocks.resuming import rate_of
+from dlblocks.terminal import tell
 from dlblocks.trainer import is_main_process
 from dlblocks.tuning.batch_size import NoSizeError, find_batch_size
-from dlblocks.tuning.finder import Choice, tell
+from dlblocks.tuning.finder import Choice
 from dlblocks.tuning.learning_rate import find_lr
 from dlblocks.tuning.scaling import rescaled, rule_of
 from dlblocks.tuning.sizes import effective_above

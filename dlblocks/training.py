@@ -39,8 +39,8 @@ from dlblocks.results import Result, draw_curves, told, write_atomically, write_
 from dlblocks.resuming import Restoring, check_start, take_up
 from dlblocks.runs import held, new_folder, saved_recipe
 from dlblocks.seeds import derive
+from dlblocks.terminal import show, tell
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
-from dlblocks.tuning.finder import show, tell
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:

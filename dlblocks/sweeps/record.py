@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dlblocks.errors import UserError
 from dlblocks.results import Result, write_table
 from dlblocks.sweeps.picture import Drawn, Panel, draw
+from dlblocks.terminal import show, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,19 +90,11 @@ class SweepRecord:
 
     def show(self) -> None:
         """Print the table of all runs."""
-        from rich.console import Console
-
-        console = Console()
-        console.print(self.table())
+        show(self.table())
         for run in self._runs:
             if run.error:
-                console.print(
-                    f"run {run.number} {run.status}: {run.error}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        console.print(f"sweep folder: {self.folder}", markup=False, highlight=False, soft_wrap=True)
+                tell(f"run {run.number} {run.status}: {run.error}")
+        tell(f"sweep folder: {self.folder}")
 
     def draw(self, panels: Sequence[Panel]) -> Path:
         """Draw the panels of the recipe into `sweep.png`."""

@@ -15,10 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import Progress
 
 from dlblocks.errors import UserError
+from dlblocks.terminal import tell
 from dlblocks.tuning.batches import open_loaders
 from dlblocks.tuning.restore import same_order, same_values, untouched
 from dlblocks.tuning.trial import silent
@@ -140,16 +141,6 @@ def find(
     if finder.interrupted:
         raise KeyboardInterrupt
     return finder.choice
-
-
-def show(panel: RenderableType) -> None:
-    """A panel on the terminal."""
-    Console().print(panel)
-
-
-def tell(line: str) -> None:
-    """One line on the terminal."""
-    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 @contextmanager
