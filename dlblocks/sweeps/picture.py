@@ -184,10 +184,11 @@ def _mark_failed(axes: Axes, place: float, group: Sequence[Drawn]) -> None:
     axes.plot([place], [0.96], "x", color=_FAILED, transform=axes.get_xaxis_transform())
     axes.annotate(
         ends[0] if len(ends) == len(group) else f"{len(ends)} of {len(group)} {ends[0]}",
-        (place, 0.92),
+        (place, 0.98),
         xycoords=("data", "axes fraction"),
+        xytext=(5, 0),  # beside the bar of those that have one
+        textcoords="offset points",
         rotation=90,
-        ha="center",
         va="top",
         color=_FAILED,
         fontsize="small",
