@@ -9,6 +9,7 @@ from typing import Any
 
 from dlblocks.errors import UserError, did_you_mean
 from dlblocks.records import Param
+from dlblocks.terminal import say
 
 
 def command(
@@ -35,13 +36,13 @@ def command(
     try:
         work(**parse(arguments, params, required))
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
     except UserError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return 1
     except OSError as error:
-        _say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
         return 1
     return 0
 
@@ -95,10 +96,3 @@ def _help(doc: str, params: Sequence[Param], required: Sequence[str]) -> str:
         end = "required" if param.name in required else f"default {default}"
         lines.append(f"  {param.name:{width}}  {param.doc}{legal}; {end}")
     return os.linesep.join(lines)
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    style = "bold red" if text.startswith("error") else None
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from dlblocks.data.module import TableDataModule
@@ -47,6 +50,52 @@ def logged_every_epoch(trainer: Mapping[str, Any], data: TableDataModule) -> dic
     """At least one logged step in each epoch, however few steps it has."""
     every = int(trainer.get("log_every_n_steps", 50))
     return {**trainer, "log_every_n_steps": max(1, min(every, len(data.train_dataloader())))}
+
+
+def without_validation(trainer: L.Trainer, data: TableDataModule, step: int) -> str | None:
+    """Where no validation will run, let early stopping pass over its metric, which would end the run with an error.
+
+    Args:
+        trainer: of the run.
+        data: with the batch size that it will have.
+        step: the update that the run begins after.
+
+    Returns:
+        What to say of it; None if a validation will run, or nothing waits for one.
+    """
+    waiting = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, (EarlyStopping, ModelCheckpoint))
+        and (callback.monitor or "").startswith("val/")
+    ]
+    if not waiting or _validates(trainer, data, step):
+        return None
+    for callback in waiting:
+        if isinstance(callback, EarlyStopping):
+            callback.strict = False
+    why = (
+        "trainer.limit_val_batches=0"
+        if trainer.limit_val_batches == 0
+        else "the run ends before its first one"
+    )
+    names = " and ".join(sorted({type(callback).__name__ for callback in waiting}))
+    return f"no validation ({why}): {names} of {waiting[0].monitor} will do nothing; the test is of the last weights."
+
+
+def _validates(trainer: L.Trainer, data: TableDataModule, step: int) -> bool:
+    """Whether a validation will run before the training ends, as far as the limits tell."""
+    if trainer.limit_val_batches == 0:
+        return False
+    if not isinstance(trainer.val_check_interval, float) or trainer.val_check_interval < 1:
+        return True
+    limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
+    taken = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    epoch = max(1, math.ceil(taken / trainer.accumulate_grad_batches))
+    between = epoch * (trainer.check_val_every_n_epoch or 1)
+    first = (step // between + 1) * between
+    ends = [trainer.max_steps, epoch * (trainer.max_epochs or -1)]
+    return all(end < 0 or first <= end for end in ends)
 
 
 def check_batch_norm(module: LitModule, data: TableDataModule) -> None:

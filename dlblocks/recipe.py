@@ -12,7 +12,7 @@ from dlblocks.losses.terms import contract
 from dlblocks.records import Block, Param
 from dlblocks.registry import REGISTRY, spell_out
 from dlblocks.rules import spell_out_with_rules
-from dlblocks.tasks import HEADS, TASKS
+from dlblocks.tasks import HEADS, MAIN, METRICS, TASKS, Task
 
 REGIMES = ("gd", "sgd", "minibatch")
 PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
@@ -146,6 +146,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
     dataset, data = _data(recipe["data"], run["regime"])
     trainer = _trainer(recipe["trainer"])
     batches = _batches(data, trainer, reference, found)
+    _check_single(run["regime"], trainer, batches["effective"])
     if batches["auto"] and run["ckpt_path"] is not None:
         raise UserError(
             "data.batch_size=auto: a run that goes on from a checkpoint keeps its size; set data.batch_size to the"
@@ -153,7 +154,7 @@ def check(recipe: Mapping[str, Any]) -> Recipe:
         )
     if trainer.get("strategy") == "fsdp2":
         _check_divided(batches["auto"], found)
-    _check_sweep(recipe.get("sweep"))
+    check_panels(recipe)
     return Recipe(
         run=run,
         blocks=blocks,
@@ -220,14 +221,25 @@ def _batches(
                 f"data.effective_batch_size={effective}: says how many batches are accumulated; leave out"
                 f" trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}."
             )
-        if not auto and (size == "full" or effective % size):
+        if isinstance(size, int) and effective % size:
             raise UserError(
                 f"data.effective_batch_size={effective}: must be a multiple of data.batch_size={size}; or set"
                 " data.batch_size=auto."
             )
-        if not auto:
+        if isinstance(size, int):
             trainer["accumulate_grad_batches"] = effective // size
     return {"auto": auto, "max_size": largest, "effective": effective, "lr_reference": reference}
+
+
+def _check_single(regime: str, trainer: Mapping[str, Any], effective: int | None) -> None:
+    """Refuse to accumulate where each instance is to have an update."""
+    accumulate = trainer.get("accumulate_grad_batches", 1)
+    if regime == "sgd" and accumulate != 1:
+        key = "trainer.accumulate_grad_batches" if effective is None else "data.effective_batch_size"
+        raise UserError(
+            f"{key}={accumulate}: regime=sgd takes one instance for each update. Leave out {key}, or set"
+            " regime=minibatch."
+        )
 
 
 def _check_divided(size: bool, rate: bool) -> None:
@@ -277,9 +289,13 @@ def _lr_finder(given: Any, found: bool) -> dict[str, Any] | None:
     return None
 
 
-def _check_sweep(given: Any) -> None:
-    """Refuse a picture of a sweep that can't be drawn."""
-    sweep = _group(given, "sweep")
+def check_panels(recipe: Mapping[str, Any]) -> None:
+    """Refuse a picture of a sweep that can't be drawn, by a recipe of one of its runs.
+
+    Raises:
+        UserError: `sweep.panels` is no list of panels, or names a metric that the task does not have.
+    """
+    sweep = _group(recipe.get("sweep"), "sweep")
     _refuse_unknown(sweep, ("panels",), "sweep.")
     panels = sweep.get("panels") or []
     if not isinstance(panels, (list, tuple)) or any(
@@ -290,10 +306,36 @@ def _check_sweep(given: Any) -> None:
         for panel in panels
     ):
         raise UserError(
-            f"sweep.panels={panels}: must be a list of panels such as {{x: epoch, y: val/accuracy}} or"
-            " {x: optimizer.lr, y: test/accuracy}, or {x: init, y: activation, color: val/accuracy}, with where:"
+            f"sweep.panels={panels}: must be a list of panels such as {{x: epoch, y: val/metric}} or"
+            " {x: optimizer.lr, y: test/accuracy}, or {x: init, y: activation, color: val/metric}, with where:"
             " {model.depth: 20} for a part of the runs."
         )
+    task = _task_of(recipe)
+    if task is None:
+        return
+    names = (MAIN, *METRICS[task], "loss")
+    others = ("seconds", "steps", "diagnosis")
+    legal = (*(f"{split}/{name}" for split in ("val", "test", "train") for name in names), *others)
+    for panel in panels:
+        shown = panel.get("color", panel["y"])
+        if shown not in legal:
+            raise UserError(
+                f"sweep.panels: {shown} is no metric of the task {task}.{did_you_mean(shown, legal)} There are"
+                f" {', '.join(names)} of val, test and train, as in val/{MAIN}, the main one of any task, and"
+                f" {', '.join(others)}."
+            )
+
+
+def _task_of(recipe: Mapping[str, Any]) -> str | None:
+    """The key of the task, as far as the recipe tells: a data set of somebody else may not say what it is."""
+    name, data = recipe.get("task", "auto"), recipe.get("data")
+    of_data = data.get("name") if isinstance(data, Mapping) else None
+    if name == "auto" and isinstance(of_data, str) and REGISTRY.has("dataset", of_data):
+        name = REGISTRY.get("dataset", of_data).tags.get("task")
+    if name not in TASKS:
+        return None
+    head = recipe.get("head", "auto")
+    return Task(name, HEADS[name][0] if head == "auto" else head, 2).key
 
 
 def _of_library(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Result:
         main_metric: the one that chose the best checkpoint, and `max` or `min`.
         best_checkpoint: its path, if one was kept.
         diagnosis: what was said before training: `trains`, `slow`, `will not start`, `will diverge`, `unclear`.
-        chosen: what was found for the keys of the recipe that said `auto`, such as `optimizer.lr`.
+        chosen: what was found for the keys of the recipe that said `auto`, such as `optimizer.lr`; also a rate that was
+            rescaled.
         parameters: trainable numbers in the net.
         epochs: passes over the training data.
         steps: optimizer updates.
@@ -128,8 +129,10 @@ class Result:
         for name, value in sorted(self.metrics.items(), key=lambda item: _order(item[0])):
             if name.startswith(("test/", "val/")):
                 table.add_row(name.replace("/", " "), f"{value:.4f}")
+        optimizer = self.recipe.get("optimizer")
+        follows = isinstance(optimizer, Mapping) and optimizer.get("lr_reference_batch_size") is not None
         for key, value in self.chosen.items():
-            table.add_row(key, f"{value:g} (found)")
+            table.add_row(key, f"{value:g} ({'rescaled' if follows and key == 'optimizer.lr' else 'found'})")
         if self.diagnosis:
             table.add_row("diagnosis", self.diagnosis)
         table.add_row("parameters", f"{self.parameters:,}")

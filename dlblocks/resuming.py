@@ -62,6 +62,17 @@ def check_start(start: Checkpoint, module: LitModule) -> None:
             raise UserError(f"{start}: was trained with {block}={there}, which can't go on as {here}.")
 
 
+def rate_of(start: Checkpoint) -> float | None:
+    """The learning rate that a checkpoint was trained with; None for an optimizer without one.
+
+    Raises:
+        UserError: it is none.
+    """
+    rate = start.content.get("hyper_parameters", {}).get("optimizer", {}).get("lr")
+    _need(rate is None or (_is(rate, float) and rate > 0), start, "hyper_parameters.optimizer.lr", rate)
+    return None if rate is None else float(rate)
+
+
 def take_up(start: Checkpoint, trainer: L.Trainer, data: TableDataModule, result: Result) -> None:
     """Take over what the run had found for `auto`, and the rows of its log that are older than the checkpoint.
 

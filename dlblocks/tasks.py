@@ -28,6 +28,17 @@ HEADS = {
     "multilabel": ("sigmoid",),
 }
 
+# Key of a task -> the names in `Task.metrics`, told before torch is imported.
+METRICS = {
+    "regression": ("mae", "rmse", "r2"),
+    "binary": ("accuracy", "auroc", "f1"),
+    "binary_softmax": ("accuracy", "f1"),
+    "multiclass": ("accuracy", "f1"),
+    "multilabel": ("accuracy", "exact_match", "f1"),
+}
+# Stands for the main metric of the task, as in `val/metric`.
+MAIN = "metric"
+
 # Classes that squash an output, of which one is enough.
 _SQUASHING = ("Sigmoid", "Softmax", "LogSoftmax", "LogSigmoid", "Softmin", "Softmax2d")
 

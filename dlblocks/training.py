@@ -16,14 +16,20 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks.assembly import build_data, build_module, check_batch_norm, logged_every_epoch
+from dlblocks.assembly import (
+    build_data,
+    build_module,
+    check_batch_norm,
+    logged_every_epoch,
+    without_validation,
+)
 from dlblocks.checkpoints import Checkpoint, newest, read, tidy
 from dlblocks.continuity import Continuity, StopAtSignal
 from dlblocks.data.module import TableDataModule
 from dlblocks.diagnosis.before import diagnose_on
 from dlblocks.endings import together
 from dlblocks.errors import Interrupted, UserError
-from dlblocks.finding import check_effective, rescale, set_batch_size, set_rate
+from dlblocks.finding import check_effective, set_batch_size, set_rate, settle_rate
 from dlblocks.history import History
 from dlblocks.module import LitModule
 from dlblocks.moved import Moved
@@ -33,8 +39,8 @@ from dlblocks.results import Result, draw_curves, told, write_atomically, write_
 from dlblocks.resuming import Restoring, check_start, take_up
 from dlblocks.runs import held, new_folder, saved_recipe
 from dlblocks.seeds import derive
+from dlblocks.terminal import show, tell
 from dlblocks.trainer import build_callbacks, build_loggers, build_trainer, is_main_process
-from dlblocks.tuning.finder import show, tell
 
 
 def train(recipe: Mapping[str, Any], folder: str | Path | None = None) -> Result:
@@ -160,17 +166,19 @@ def _train(recipe: Recipe, result: Result, start: Checkpoint | None, processes: 
         check_start(start, module)
     if start is not None and resumed:
         take_up(start, trainer, data, result)
-    if recipe.run["diagnose"] != "off" and start is None:
-        with _timed(result, "diagnosis"):
-            _diagnose(recipe, module, data, result)
     if recipe.batches["auto"] and "data.batch_size" not in result.chosen:
         with _timed(result, "batch_size_finder"), _quiet():
             set_batch_size(recipe, trainer, module, data, result)
-    if recipe.batches["lr_reference"] is not None:
-        rescale(recipe.batches["lr_reference"], trainer, module, data, result)
-    if recipe.lr_finder is not None:
+    unjudged = without_validation(trainer, data, start.content.get("global_step", 0) if start else 0)
+    if unjudged and is_main_process():
+        tell(unjudged)
+    settle_rate(recipe, start, trainer, module, data, result)
+    if recipe.run["diagnose"] != "off" and start is None:
+        with _timed(result, "diagnosis"):
+            _diagnose(recipe, module, data, result, trainer.accumulate_grad_batches)
+    if recipe.lr_finder is not None and start is None:
         with _timed(result, "lr_finder"), _quiet():
-            set_rate(recipe.lr_finder, start, trainer, module, data, result)
+            set_rate(recipe.lr_finder, trainer, module, data, result)
     torch.manual_seed(derive(recipe.run["seed"], f"dropout/{trainer.global_rank}"))
 
     with _timed(result, "fit"), _quiet():
@@ -210,11 +218,13 @@ def _of_run(recipe: Recipe) -> list[Callback]:
     return [CheckpointActivations()]
 
 
-def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: Result) -> None:
+def _diagnose(
+    recipe: Recipe, module: LitModule, data: TableDataModule, result: Result, accumulate: int
+) -> None:
     """Say whether this will start to train; with diagnose=strict, refuse what will not."""
     rate = module.lr if recipe.lr_finder is None and hasattr(module, "lr") else None
-    size = 64 if recipe.batches["auto"] else data.train_batch_size
     strict = recipe.run["diagnose"] == "strict"
+    size = data.train_batch_size * accumulate
     found = diagnose_on(module, data.part("train"), rate, size, thorough=strict)
     result.diagnosis = found.verdict.outcome
     if is_main_process():
@@ -228,12 +238,14 @@ def _diagnose(recipe: Recipe, module: LitModule, data: TableDataModule, result: 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that are no news to the user: the CSV logger finds the run folder, which
-    holds the config already; a run that goes on from a checkpoint writes its own into its own folder, or
-    goes on in one that has some; and Lightning uses a name that torch is about to rename."""
+    holds the config already; there is no best checkpoint where no validation runs, as was said before; a run that
+    goes on from a checkpoint writes its own into its own folder, or goes on in one that has some; and Lightning
+    uses a name that torch is about to rename."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Experiment logs directory")
         warnings.filterwarnings("ignore", "The dirpath has changed")
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", r".*ModelCheckpoint\(monitor=.*could not find the monitored key")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         yield
 

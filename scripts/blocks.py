@@ -8,6 +8,7 @@ from rich.console import Console
 from dlblocks import catalog
 from dlblocks.errors import UserError
 from dlblocks.registry import REGISTRY
+from dlblocks.terminal import say
 
 
 def main() -> int:
@@ -32,7 +33,7 @@ def main() -> int:
             drawn = catalog.draw(given.name, given.plot)
             console.print(f"{given.plot}: {', '.join(drawn)}", markup=False, soft_wrap=True)
     except (UserError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False)
+        say(f"error: {error}")
         return 1
     return 0
 

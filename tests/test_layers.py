@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dlblocks"
 
 # Each may import those above it, and its own.
 LAYERS = [
-    ("errors", "processes", "revision"),
+    ("errors", "processes", "revision", "terminal"),
     ("records",),
     ("registry", "rebinding"),
     ("seeds", "results", "activations", "losses", "rules", "probing"),
@@ -26,7 +26,8 @@ LAYERS = [
     ("assembly", "trainer", "catalog", "endings"),
     ("diagnosis", "loading"),
     ("tuning", "continuity"),
-    ("finding", "resuming"),
+    ("resuming",),
+    ("finding",),
     ("training",),
     ("evaluation", "prediction", "exporting"),
     ("sweeps",),
@@ -41,6 +42,7 @@ LIGHT = [
     "errors",
     "processes",
     "revision",
+    "terminal",
     "registry",
     "arguments",
     "factory",

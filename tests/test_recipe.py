@@ -97,3 +97,29 @@ def test_regimes_set_the_batch_size() -> None:
 def test_a_partial_recipe_names_what_it_lacks() -> None:
     with pytest.raises(UserError, match=r"lacks .*optimizer.*dlblocks.compose"):
         check({"activation": "elu"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data=diabetes", "sweep.panels=[{x:epoch,y:val/accuracy}]"],
+            "val/accuracy is no metric of the task regression",
+        ),
+        (["sweep.panels=[{x:epoch,y:val/acuracy}]"], "Did you mean 'val/accuracy'"),
+        (
+            ["sweep.panels=[{x:init,y:activation,color:val/rmse}]"],
+            "val/rmse is no metric of the task multiclass",
+        ),
+        (["data=breast_cancer", "head=softmax", "sweep.panels=[{x:epoch,y:val/auroc}]"], "binary_softmax"),
+    ],
+    ids=str,
+)
+def test_panels_of_a_metric_that_the_task_does_not_have(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"sweep.panels: .*{message}"):
+        check(dlblocks.compose(*overrides))
+
+
+def test_panels_of_metrics_that_the_task_has() -> None:
+    panels = "[{x:epoch,y:val/metric},{x:seed,y:test/auroc},{x:seed,y:seconds},{x:a,y:b,color:diagnosis}]"
+    check(dlblocks.compose("data=breast_cancer", f"sweep.panels={panels}"))

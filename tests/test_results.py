@@ -37,6 +37,16 @@ def test_the_table_shows_test_before_validation_and_the_folder(tmp_path: Path) -
     assert "lr" not in text
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "word"),
+    [({"lr": "auto"}, "found"), ({"lr": 0.1, "lr_reference_batch_size": 16}, "rescaled")],
+)
+def test_the_table_says_where_a_rate_comes_from(optimizer: dict[str, object], word: str) -> None:
+    chosen = {"optimizer.lr": 0.25, "data.batch_size": 64}
+    table = Result(folder="", recipe={"optimizer": optimizer}, chosen=chosen).table()
+    assert {f"0.25 ({word})", "64 (found)"} < set(table.columns[1].cells)
+
+
 def test_writing_replaces_whole_files_only(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_atomically(path, "old")

@@ -8,7 +8,7 @@ from torch import nn
 
 from dlblocks.errors import UserError
 from dlblocks.registry import REGISTRY, names
-from dlblocks.tasks import HEADS, TASKS, Task, check_output, resolve
+from dlblocks.tasks import HEADS, METRICS, TASKS, Task, check_output, resolve
 
 CASES = [Task(name, head, outputs) for name, heads in HEADS.items() for head in heads for outputs in (2,)]
 
@@ -29,6 +29,12 @@ def test_a_loss_fits_or_is_refused_with_those_that_do(task: Task, loss: str) -> 
     with pytest.raises(UserError, match=f"loss={loss}: does not fit the task {task.name}") as caught:
         task.check_loss(loss, tags)
     assert all(legal in str(caught.value) for legal in task.legal_losses())
+
+
+@pytest.mark.parametrize("task", CASES, ids=lambda task: task.key)
+def test_the_metrics_are_those_told_without_torch(task: Task) -> None:
+    assert sorted(task.metrics()) == sorted(METRICS[task.key])
+    assert task.main_metric[0] in METRICS[task.key]
 
 
 def test_binary_losses_name_the_other_head() -> None:

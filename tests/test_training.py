@@ -6,12 +6,16 @@ import csv
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 import dlblocks
+from dlblocks.assembly import build_data, without_validation
 from dlblocks.errors import UserError
+from dlblocks.recipe import check
 
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
 
@@ -131,6 +135,44 @@ def test_callbacks_and_logger_can_be_left_out(tmp_path: Path) -> None:
         "diagnosis.json",
         "signal.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches=0"),
+        (["trainer.max_steps=1"], "the run ends before its first one"),
+        (["trainer.check_val_every_n_epoch=5"], "the run ends before its first one"),
+    ],
+    ids=str,
+)
+def test_without_validation_nothing_waits_for_it(
+    tmp_path: Path, overrides: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(tmp_path, "data=wine", "trainer.max_epochs=2", *overrides)
+    assert result.status == "completed"
+    assert result.best_checkpoint is None
+    assert (
+        f"no validation ({why}): EarlyStopping and ModelCheckpoint of val/accuracy" in capsys.readouterr().out
+    )
+
+
+def test_a_run_that_goes_on_may_end_before_its_next_validation() -> None:
+    """With four updates in an epoch."""
+    trainer = L.Trainer(max_steps=6, callbacks=[EarlyStopping("val/accuracy")], logger=False)
+    data = build_data(check(dlblocks.compose("data=wine")))
+    assert without_validation(trainer, data, 0) is None
+    assert "the run ends before" in str(without_validation(trainer, data, 4))
+
+
+@pytest.mark.parametrize(
+    "limit", ["trainer.max_steps=5", "+trainer.fast_dev_run=true", "+trainer.val_check_interval=1"]
+)
+def test_a_validation_that_runs_is_not_denied(
+    tmp_path: Path, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "data=wine", "trainer.max_epochs=2", limit)
+    assert "no validation" not in capsys.readouterr().out
 
 
 def test_tensorboard_writes_its_events(tmp_path: Path) -> None:

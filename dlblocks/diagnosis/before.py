@@ -35,9 +35,11 @@ def diagnose_on(
     x, y = data
     count = max(16, min(_INSTANCES, _NUMBERS // max(1, x[0].numel())))
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count].to(x.device)
+    # A search before it leaves the data on the Trainer's device, and brings the module back.
+    device = module.device
     return diagnose(
         module.net,
-        (x[chosen], y[chosen]),
+        (x[chosen].to(device), y[chosen].to(device)),
         loss=module.criterion,
         optimizer=without_rate(module.optimizer_spec) if lr is None else module.optimizer_spec,
         lr=lr,

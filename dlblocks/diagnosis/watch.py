@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.panel import Panel
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dlblocks.diagnosis.signal import matrices, weighs
 from dlblocks.diagnosis.trial import constant_loss
 from dlblocks.module import LitModule
 from dlblocks.results import write_table
+from dlblocks.terminal import show
 
 COLUMNS = ("deviation", "between_inputs", "dead", "gradient")
 # With fewer rows than this, units that are the same in all of them are not told from dead ones.
@@ -155,7 +156,7 @@ class SignalWatch(Callback):
         if found and trainer.is_global_zero:
             lines = Group(*(escape(finding.message) for finding in found))
             title = f"signal: epoch {trainer.current_epoch}"
-            Console().print(Panel(lines, title=title, border_style="red"))
+            show(Panel(lines, title=title, border_style="red"))
         if new:
             # What one process can't tell another may; all have to log the same names.
             names, values = zip(*_logged(new).items(), strict=True)

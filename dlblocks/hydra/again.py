@@ -8,10 +8,11 @@ from pathlib import Path
 
 from dlblocks import processes
 from dlblocks.errors import UserError
-from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
+from dlblocks.hydra.endings import debug_asked, message_of, tell_main
 from dlblocks.recipe import check
 from dlblocks.results import Result
 from dlblocks.runs import last_unfinished, new_folder, read_recipe
+from dlblocks.terminal import say, show
 
 _WORDS = ("resume", "repeat")
 
@@ -48,12 +49,10 @@ def run_again(arguments: Sequence[str]) -> int:
         else:
             say(f"error: {message}")
         return 1
-    from rich.console import Console
-
     from dlblocks.trainer import is_main_process
 
     if is_main_process():
-        Console().print(result.table())
+        show(result.table())
     return 0
 
 

@@ -11,17 +11,10 @@ from pathlib import Path
 from dlblocks import processes
 from dlblocks.errors import UserError
 from dlblocks.results import told
+from dlblocks.terminal import say
 
 # Seconds in which a process that was killed is gone.
 _GRACE = 0.5
-
-
-def say(text: str) -> None:
-    """A line to the user, on standard error."""
-    from rich.console import Console
-
-    style = "bold red" if text.startswith("error") else None
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)
 
 
 def debug_asked(arguments: Sequence[str]) -> bool:

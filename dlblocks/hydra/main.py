@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from dlblocks import processes
 from dlblocks.errors import UserError
 from dlblocks.hydra import register
-from dlblocks.hydra.endings import debug_asked, message_of, say, tell_main
+from dlblocks.hydra.endings import debug_asked, message_of, tell_main
 from dlblocks.hydra.plain import plain
-from dlblocks.recipe import check
+from dlblocks.recipe import check, check_panels
 from dlblocks.results import Result, told
 from dlblocks.runs import held
 from dlblocks.sweeps.picture import Panel
 from dlblocks.sweeps.record import SweepRecord
+from dlblocks.terminal import say, show
 
 PACKAGED_CONF = "pkg://dlblocks.conf"
 
@@ -90,8 +91,10 @@ class Jobs:
                 "a sweep starts the processes of each run by itself: leave out torchrun, or start each run with it."
             )
         if settings.mode == RunMode.MULTIRUN and self.sweep is None:
+            recipe = plain(config)
+            check_panels(recipe)  # a mistake there is one of all runs
             self.sweep = SweepRecord(Path(settings.sweep.dir))
-            panels = plain(config).get("sweep", {}).get("panels") or []
+            panels = recipe.get("sweep", {}).get("panels") or []
             self.panels = [Panel(**panel) for panel in panels]
         folder = os.path.relpath(settings.runtime.output_dir)
         overrides = OmegaConf.to_container(settings.overrides.task)
@@ -119,14 +122,12 @@ class Jobs:
             if self.sweep:
                 self.sweep.fail(told(error))
             return None
-        from rich.console import Console
-
         from dlblocks.trainer import is_main_process
 
         if self.sweep:
             self.sweep.complete(result)
         elif is_main_process():
-            Console().print(result.table())
+            show(result.table())
         return result.metrics.get(result.main_metric[0])
 
     def finish(self, code: int) -> int:

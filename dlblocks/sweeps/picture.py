@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlblocks.errors import UserError
+from dlblocks.tasks import MAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Columns of a run's curves.csv that a curve can be drawn against.
 ALONG = ("epoch", "step", "seconds")
+# Colour of the marks of runs without a result.
+_FAILED = "tab:red"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Panel:
 
     Args:
         x: `epoch`, `step` or `seconds` for a curve of each run; else a key that the sweep varies.
-        y: a metric such as `val/accuracy`; against a key also `seconds` or `steps` of the whole fit. With
+        y: a metric such as `val/accuracy`, or `val/metric` for the main one of the task; against a key also `seconds` or `steps` of the whole fit. With
             `color`, another key that the sweep varies.
         color: a metric, or `diagnosis` (1 for trains, 0 for will not), for a heat map of two keys.
         where: only the runs with these values of other keys.
@@ -39,6 +42,14 @@ class Panel:
         """The runs that it shows."""
         return [run for run in runs if all(run.values.get(k) == str(v) for k, v in self.where.items())]
 
+    def named(self, metric: str) -> Panel:
+        """With the task's main metric in place of the word that stands for it."""
+
+        def named(name: str) -> str:
+            return f"{name.removesuffix(MAIN)}{metric}" if name.endswith(f"/{MAIN}") else name
+
+        return replace(self, y=named(self.y), color=None if self.color is None else named(self.color))
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -48,22 +59,30 @@ class Drawn:
         label: what sets it apart from the others.
         values: of the keys that the sweep varies.
         folder: holds `curves.csv`.
-        finals: metrics, `seconds` and `steps` at its end; empty if it did not complete.
+        finals: metrics, `seconds` and `steps` at its end; without metrics if it did not complete.
+        status: how it ended.
+        best: whether the metrics in `finals` are those of the best checkpoint, and not of the last epoch.
     """
 
     label: str
     values: Mapping[str, str]
     folder: str
     finals: Mapping[str, float]
+    status: str = "completed"
+    best: bool = False
 
 
 def draw(runs: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> None:
     """Draw the panels side by side. Runs of the same value, such as those of several seeds, are one point,
-    their mean, with a bar from the lowest to the highest."""
+    their mean, with a bar from the lowest to the highest. One without a result is a cross."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    # Curves have a legend beside them.
+    widths = [7.5 if panel.x in ALONG else 5.5 for panel in panels]
+    figure = Figure(figsize=(sum(widths), 4), layout="constrained")
+    for axes, panel in zip(
+        figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0], panels, strict=True
+    ):
         shown = panel.chosen(runs)
         axes.set(xlabel=panel.x, ylabel=panel.y)
         if panel.color is not None:
@@ -78,16 +97,22 @@ def draw(runs: Sequence[Drawn], panels: Sequence[Panel], path: Path) -> None:
 
 
 def _draw_curves(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     far = []
     for run in runs:
         points = _curve(run, panel)
         if points:
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=run.label)
             far.append((points[0][0], points[-1][0]))
-    if far:
-        axes.legend()
+        elif run.status != "completed":
+            axes.plot([], [], "x", color=_FAILED, label=f"{run.label}: {run.status}")
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
     ends = [last for _, last in far]
-    if panel.x != "epoch" and ends and max(ends) > 30 * min(ends) > 0:
+    if panel.x == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif ends and max(ends) > 30 * min(ends) > 0:
         axes.set_xscale("log")
 
 
@@ -129,29 +154,45 @@ def _curve(run: Drawn, panel: Panel) -> list[tuple[float, float]]:
 
 
 def _draw_finals(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Drawn]] = {}
     for run in runs:
-        found = groups.setdefault(run.values.get(panel.x, "?"), [])
-        if panel.y in run.finals:
-            found.append(run.finals[panel.y])
+        groups.setdefault(run.values.get(panel.x, "?"), []).append(run)
     names = list(groups)
     numbers = _numbers(names)
     places = range(len(names)) if numbers is None else numbers
-    shown = [(place, values) for place, values in zip(places, groups.values(), strict=True) if values]
+    found = [[run.finals[panel.y] for run in group if panel.y in run.finals] for group in groups.values()]
+    shown = [(place, values) for place, values in zip(places, found, strict=True) if values]
     means = [sum(values) / len(values) for _, values in shown]
     below = [mean - min(values) for mean, (_, values) in zip(means, shown, strict=True)]
     above = [max(values) - mean for mean, (_, values) in zip(means, shown, strict=True)]
     axes.errorbar([place for place, _ in shown], means, yerr=(below, above), marker="o", capsize=3)
+    if "/" in panel.y and any(run.best for run in runs):
+        axes.set_ylabel(f"{panel.y} of the best checkpoint")
     if numbers is None:
         axes.set_xticks(list(places), names)
     elif min(numbers) > 0 and max(numbers) > 30 * min(numbers):
         axes.set_xscale("log")
-    for name, place in zip(names, places, strict=True):
-        if not groups[name]:
-            told = axes.annotate(
-                f"{name}: failed", (place, 0.02), xycoords=("data", "axes fraction"), rotation=90
-            )
-            told.set_in_layout(False)
+    for place, group in zip(places, groups.values(), strict=True):
+        _mark_failed(axes, place, group)
+
+
+def _mark_failed(axes: Axes, place: float, group: Sequence[Drawn]) -> None:
+    """A cross at the top for the runs of one value that have no result; it counts for the limits of x."""
+    ends = [run.status for run in group if run.status != "completed"]
+    if not ends:
+        return
+    axes.plot([place], [0.96], "x", color=_FAILED, transform=axes.get_xaxis_transform())
+    axes.annotate(
+        ends[0] if len(ends) == len(group) else f"{len(ends)} of {len(group)} {ends[0]}",
+        (place, 0.98),
+        xycoords=("data", "axes fraction"),
+        xytext=(5, 0),  # beside the bar of those that have one
+        textcoords="offset points",
+        rotation=90,
+        va="top",
+        color=_FAILED,
+        fontsize="small",
+    )
 
 
 def _draw_map(axes: Axes, runs: Sequence[Drawn], panel: Panel) -> None:

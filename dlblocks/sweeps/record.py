@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dlblocks.errors import UserError
 from dlblocks.results import Result, write_table
 from dlblocks.sweeps.picture import Drawn, Panel, draw
+from dlblocks.terminal import show, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +25,8 @@ class _Run:
     status: str = "running"
     metrics: dict[str, float] = field(default_factory=dict)
     finals: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    best: bool = False
     error: str = ""
     said: str = ""
 
@@ -51,7 +54,7 @@ class SweepRecord:
         run = self._runs[-1]
         run.status, run.metrics, self.main_metric = result.status, result.metrics, result.main_metric
         run.finals = {"seconds": result.seconds.get("fit", 0.0), "steps": float(result.steps)}
-        run.said = result.diagnosis
+        run.said, run.chosen, run.best = result.diagnosis, result.chosen, result.best_checkpoint is not None
         self._save()
 
     def fail(self, error: str, status: str = "failed") -> None:
@@ -60,11 +63,14 @@ class SweepRecord:
         run.status, run.error = status, error
         # The run itself has failed, perhaps on a disk that is full; its result may not be there, or not whole.
         with contextlib.suppress(FileNotFoundError, UserError):
-            run.said = Result.load(run.folder).diagnosis
+            saved = Result.load(run.folder)
+            run.said, run.chosen = saved.diagnosis, saved.chosen
+            if saved.main_metric[0]:
+                self.main_metric = saved.main_metric
         self._save()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a run: number, what was varied, status, metrics, folder, error; best first."""
+        """One row a run: number, what was varied, what was chosen for it, status, metrics, folder, error; best first."""
         metrics = sorted(
             {name for run in self._runs for name in run.metrics if name.startswith(("test/", "val/"))}
         )
@@ -72,6 +78,7 @@ class SweepRecord:
             {
                 "run": run.number,
                 **{key: run.overrides.get(key, "") for key in self._varied()},
+                **{f"chosen {key}": run.chosen.get(key, "") for key in self._chosen()},
                 **({"diagnosis": run.said} if any(other.said for other in self._runs) else {}),
                 "status": run.status,
                 **{name: run.metrics.get(name, "") for name in metrics},
@@ -83,19 +90,11 @@ class SweepRecord:
 
     def show(self) -> None:
         """Print the table of all runs."""
-        from rich.console import Console
-
-        console = Console()
-        console.print(self.table())
+        show(self.table())
         for run in self._runs:
             if run.error:
-                console.print(
-                    f"run {run.number} {run.status}: {run.error}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        console.print(f"sweep folder: {self.folder}", markup=False, highlight=False, soft_wrap=True)
+                tell(f"run {run.number} {run.status}: {run.error}")
+        tell(f"sweep folder: {self.folder}")
 
     def draw(self, panels: Sequence[Panel]) -> Path:
         """Draw the panels of the recipe into `sweep.png`."""
@@ -108,10 +107,13 @@ class SweepRecord:
                 values=run.overrides,
                 folder=run.folder,
                 finals={**run.metrics, **run.finals, **_predicted(run.said)},
+                status=run.status,
+                best=run.best,
             )
             for run in self._runs
         ]
-        draw(runs, panels, path)
+        metric = self.main_metric[0].partition("/")[2]
+        draw(runs, [panel.named(metric) if metric else panel for panel in panels], path)
         return path
 
     def table(self) -> Table:
@@ -122,13 +124,15 @@ class SweepRecord:
         main = self.main_metric[0]
         shown = [main, f"test/{main.partition('/')[2]}"] if main else []
         table = Table(title=f"{len(self._runs)} runs, best first", title_justify="left")
-        for column in ("run", *self._varied(), "status", *shown):
+        chosen = [f"chosen {key}" for key in self._chosen()]
+        for column in ("run", *self._varied(), *chosen, "status", *shown):
             table.add_column(column.replace("/", " "), overflow="fold")
         for row in self.rows():
             values = [row.get(name, "") for name in shown]
             table.add_row(
                 str(row["run"]),
                 *(escape(str(row[key])) for key in self._varied()),
+                *(f"{row[key]:.4g}" if row[key] != "" else "" for key in chosen),
                 row["status"],
                 *(f"{value:.4f}" if isinstance(value, float) else "" for value in values),
             )
@@ -138,6 +142,10 @@ class SweepRecord:
         keys = list(dict.fromkeys(key for run in self._runs for key in run.overrides))
         several = [key for key in keys if len({run.overrides.get(key) for run in self._runs}) > 1]
         return several or keys
+
+    def _chosen(self) -> list[str]:
+        """The keys for which something was found or rescaled in some run."""
+        return list(dict.fromkeys(key for run in self._runs for key in run.chosen))
 
     def _ranked(self) -> list[_Run]:
         name, mode = self.main_metric

@@ -273,14 +273,12 @@ class BatchSizeFinder(Finder):
             measured = [single, *measured] if single is not None else measured
         if not measured and failure is not None:
             raise failure
+        if not measured and ended:
+            raise UserError(f"data.batch_size=auto: there is no size to try: {ended}.")
         if not measured:
-            raise UserError(
-                "data.batch_size=auto: there is no size to try"
-                + (
-                    f": {ended}."
-                    if ended
-                    else ", given the instances of the training set and the limits set."
-                )
+            raise NoSizeError(
+                "data.batch_size=auto: there is no size to try, given the instances of the training set and the"
+                " limits set."
             )
         return measured, room, ended
 
@@ -445,6 +443,10 @@ class BatchSizeFinder(Finder):
 # What modules raise at a batch that is too small for them; beyond a size, something else is wrong.
 _MOST_WANTED = 64
 _STEP_FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
+
+
+class NoSizeError(UserError):
+    """The limits and what is `allowed` leave no size to try."""
 
 
 class _IllegalSizeError(Exception):

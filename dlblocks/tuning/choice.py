@@ -59,7 +59,7 @@ class LearningRateChoice:
         """Draw the losses against the rates, and the choice."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         if self.curve is None:
             _draw_race(axes, self.laps, self.judged_by)
@@ -68,7 +68,8 @@ class LearningRateChoice:
         axes.axvline(self.lr, color="black", linestyle="--", linewidth=1, label=f"chosen: {self.lr:g}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.grid(alpha=0.3)
-        axes.legend()
+        # Beside the axes: points may be in any of their corners.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         figure.savefig(path, dpi=120)
 
 

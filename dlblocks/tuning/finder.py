@@ -19,10 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import Progress
 
 from dlblocks.errors import UserError, first_line
+from dlblocks.terminal import tell
 from dlblocks.tuning.attributes import same_attributes
 from dlblocks.tuning.batches import open_loaders, refuse_one_shot
 from dlblocks.tuning.bystanders import bystanders, silent
@@ -167,16 +168,6 @@ def find(
     if finder.interrupted:
         raise KeyboardInterrupt
     return finder.choice
-
-
-def show(panel: RenderableType) -> None:
-    """A panel on the terminal."""
-    Console().print(panel)
-
-
-def tell(line: str) -> None:
-    """One line on the terminal."""
-    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 @contextmanager

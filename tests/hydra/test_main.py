@@ -130,6 +130,13 @@ def test_a_lesson_is_a_sweep_with_a_picture(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/*/*-sweep/*/curves.csv"))) == 2
 
 
+def test_a_picture_that_can_not_be_drawn_ends_the_sweep_before_its_runs(tmp_path: Path) -> None:
+    done = run("experiment=lesson_learning_rate", "sweep.panels=[{x:epoch,y:val/rmse}]", *SHORT, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("error: sweep.panels: val/rmse is no metric of the task multiclass") == 1
+    assert not list(tmp_path.glob("runs/*/*-sweep/sweep.csv"))
+
+
 def test_two_processes_join_each_run_of_a_lesson(tmp_path: Path) -> None:
     """A recipe that is a sweep by itself; the processes of one run don't start it again."""
     done = run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -24,14 +25,15 @@ def drawn(folder: Path, lr: str, accuracy: float | None, rows: int = 3) -> Drawn
         ]
         write_table(curve, folder / "curves.csv")
     finals = {} if accuracy is None else {"val/accuracy": accuracy, "seconds": 2.0}
-    return Drawn(f"lr={lr}", {"optimizer.lr": lr}, str(folder), finals)
+    status = "failed" if accuracy is None else "completed"
+    return Drawn(f"lr={lr}", {"optimizer.lr": lr}, str(folder), finals, status)
 
 
-def test_a_curve_for_each_run_that_has_one(tmp_path: Path) -> None:
+def test_a_curve_for_each_run_that_has_one_and_a_word_for_the_others(tmp_path: Path) -> None:
     runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "1", None, rows=0)]
     here = axes()
     _draw_curves(here, runs, Panel("step", "val/accuracy"))
-    assert [line.get_label() for line in here.lines] == ["lr=0.1"]
+    assert [line.get_label() for line in here.lines] == ["lr=0.1", "lr=1: failed"]
     assert list(here.lines[0].get_xdata()) == [10, 20, 30]
     assert list(here.lines[0].get_ydata()) == [0.0, 0.1, 0.2]
 
@@ -49,11 +51,45 @@ def test_seeds_of_one_value_are_one_point_with_a_bar(tmp_path: Path) -> None:
     assert here.get_xscale() == "log"
 
 
-def test_a_value_without_a_result_is_named(tmp_path: Path) -> None:
-    runs = [drawn(tmp_path / "a", "0.1", 0.5), drawn(tmp_path / "b", "3", None)]
+def test_the_legend_covers_no_curve(tmp_path: Path) -> None:
+    here = Figure(layout="constrained").subplots()
+    _draw_curves(here, [drawn(tmp_path / "a", "0.1", 0.5)], Panel("epoch", "val/accuracy"))
+    here.figure.draw_without_rendering()
+    assert here.get_legend().get_window_extent().x0 > here.get_window_extent().x1
+
+
+def test_a_value_without_a_result_is_marked_at_its_place(tmp_path: Path) -> None:
+    runs = [
+        drawn(tmp_path / str(i), lr, y)
+        for i, (lr, y) in enumerate([("0.01", 0.5), ("1", None), ("0.1", 0.5), ("0.1", None)])
+    ]
     here = axes()
     _draw_finals(here, runs, Panel("optimizer.lr", "val/accuracy"))
-    assert [text.get_text() for text in here.texts] == ["3: failed"]
+    crosses = [list(line.get_xdata()) for line in here.lines if line.get_marker() == "x"]
+    assert crosses == [[1.0], [0.1]]
+    assert [text.get_text() for text in here.texts] == ["failed", "1 of 2 failed"]
+    assert here.get_xlim()[0] < 0.01 < 1 < here.get_xlim()[1]
+
+
+def test_where_all_have_failed_all_are_marked(tmp_path: Path) -> None:
+    here = axes()
+    _draw_finals(here, [drawn(tmp_path / "a", "3", None)], Panel("optimizer.lr", "seconds"))
+    assert [text.get_text() for text in here.texts] == ["failed"]
+
+
+def test_metrics_of_the_best_checkpoint_are_called_so(tmp_path: Path) -> None:
+    run = replace(drawn(tmp_path / "a", "0.1", 0.5), best=True)
+    for y, label in (("val/accuracy", "val/accuracy of the best checkpoint"), ("seconds", "seconds")):
+        here = axes()
+        here.set_ylabel(y)
+        _draw_finals(here, [run], Panel("optimizer.lr", y))
+        assert here.get_ylabel() == label
+
+
+def test_the_main_metric_is_named() -> None:
+    assert Panel("epoch", "val/metric").named("rmse") == Panel("epoch", "val/rmse")
+    assert Panel("init", "activation", "test/metric").named("f1").color == "test/f1"
+    assert Panel("epoch", "val/loss").named("rmse").y == "val/loss"
 
 
 def test_words_stand_side_by_side(tmp_path: Path) -> None:

@@ -57,3 +57,32 @@ def test_lists_are_shown_whole(tmp_path: Path) -> None:
 
 def test_a_sweep_in_which_all_runs_failed_still_has_a_table(tmp_path: Path) -> None:
     assert filled(tmp_path, "max", [None, None]).table().row_count == 2
+
+
+def test_what_was_chosen_has_columns(tmp_path: Path) -> None:
+    record = SweepRecord(tmp_path)
+    for number, chosen in enumerate(({"optimizer.lr": 0.0125}, {})):
+        record.start(number, [f"seed={number}"], "")
+        record.complete(
+            Result(
+                folder="",
+                status="completed",
+                metrics={"val/m": 0.5},
+                main_metric=("val/m", "max"),
+                chosen=chosen,
+            )
+        )
+    assert [row["chosen optimizer.lr"] for row in record.rows()] == [0.0125, ""]
+    (column,) = [column for column in record.table().columns if column.header == "chosen optimizer.lr"]
+    assert list(column.cells) == ["0.0125", ""]
+
+
+def test_what_was_chosen_for_a_run_that_failed_is_kept(tmp_path: Path) -> None:
+    record = SweepRecord(tmp_path)
+    folder = tmp_path / "0"
+    folder.mkdir()
+    Result(str(folder), status="failed", main_metric=("val/m", "min"), chosen={"data.batch_size": 16}).save()
+    record.start(0, ["seed=0"], str(folder))
+    record.fail("diverged")
+    assert record.rows()[0]["chosen data.batch_size"] == 16
+    assert record.main_metric == ("val/m", "min")

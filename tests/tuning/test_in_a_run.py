@@ -121,6 +121,36 @@ def test_a_run_that_goes_on_keeps_its_rate(tmp_path: Path) -> None:
     assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == first.chosen["optimizer.lr"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=0.5"], r"optimizer.lr=0.5: .*keeps its rate, 0.01. Set optimizer.lr=auto, which"),
+        (
+            ["optimizer.lr=0.01", "optimizer.lr_reference_batch_size=16", "data.batch_size=64"],
+            r"optimizer.lr=0.04 \(by optimizer.lr_reference_batch_size=16\): .*keeps its rate, 0.01",
+        ),
+    ],
+    ids=["given", "rescaled"],
+)
+def test_a_rate_that_the_checkpoint_would_replace_is_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    of_both = ("data=wine", "optimizer=sgd", "callbacks.lr_monitor=null")
+    run(tmp_path / "a", *of_both, "optimizer.lr=0.01", "data.batch_size=16", "trainer.max_epochs=1")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "b", *of_both, *overrides, "trainer.max_epochs=2", f"ckpt_path={last}")
+
+
+def test_a_rescaled_run_goes_on_at_the_same_size(tmp_path: Path) -> None:
+    overrides = ("data=wine", "optimizer=sgd", "optimizer.lr=0.01", "optimizer.lr_reference_batch_size=16")
+    run(tmp_path / "a", *overrides, "trainer.max_epochs=1")
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    second = run(tmp_path / "b", *overrides, "trainer.max_epochs=2", f"ckpt_path={last}")
+    kept = torch.load(tmp_path / "b" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == second.chosen["optimizer.lr"] == 0.02
+
+
 # Batch sizes.
 
 
@@ -213,6 +243,31 @@ def test_no_size_that_leaves_a_single_instance_to_batch_norm(tmp_path: Path) -> 
     assert 105 % result.chosen["data.batch_size"] != 1
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["regime=gd", "data.effective_batch_size=107"], ["regime=sgd", "data.effective_batch_size=1"]],
+    ids=str,
+)
+def test_an_effective_size_that_the_regime_has(tmp_path: Path, overrides: list[str]) -> None:
+    result = run(tmp_path, "data=wine", *overrides, "trainer.max_epochs=1")
+    assert result.steps == (1 if "regime=gd" in overrides else 107)
+
+
+def test_class_shares_are_told_where_each_instance_has_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of labels there are more than instances."""
+    for data, told in (("wine", True), ("digit_pairs", False)):
+        run(
+            tmp_path / data,
+            f"data={data}",
+            "data.batch_size=auto",
+            "data.max_batch_size=4",
+            "trainer.max_epochs=1",
+        )
+        assert ("class shares in a batch" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize("size", ["32", "auto"])
 def test_an_effective_size(tmp_path: Path, size: str) -> None:
     result = run(tmp_path, f"data.batch_size={size}", "data.effective_batch_size=96", "trainer.max_epochs=2")
@@ -241,6 +296,13 @@ def test_the_rate_follows_the_size(
     assert dlblocks.LitModule.load_from_checkpoint(str(result.best_checkpoint)).lr == pytest.approx(rate)
 
 
+def test_the_diagnosis_is_of_the_rate_that_trains(tmp_path: Path) -> None:
+    """10 would diverge; at the size of the run it becomes 0.3."""
+    overrides = ("optimizer=sgd", "optimizer.lr=10", "optimizer.lr_reference_batch_size=1024")
+    result = run(tmp_path, *overrides, "diagnose=strict", "trainer.max_epochs=1")
+    assert result.diagnosis == "trains"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -260,6 +322,26 @@ def test_the_rate_follows_the_size(
         ),
         (["data=wine", "data.batch_size=auto", "data.effective_batch_size=2000"], "must be at most 107"),
         (["data=wine", "data.batch_size=20", "data.effective_batch_size=2000"], "must be at most 107"),
+        (
+            ["data.batch_size=full", "data.effective_batch_size=16"],
+            "data.batch_size=full takes the whole training set, 1078 instances.*or set data.batch_size=auto",
+        ),
+        (
+            ["regime=gd", "data.effective_batch_size=16"],
+            "regime=gd takes the whole training set, 1078 instances.*or set regime=minibatch",
+        ),
+        (
+            ["regime=sgd", "data.effective_batch_size=16"],
+            "data.effective_batch_size=16: regime=sgd takes one instance for each update",
+        ),
+        (
+            ["regime=sgd", "trainer.accumulate_grad_batches=4"],
+            "trainer.accumulate_grad_batches=4: regime=sgd takes one instance for each update",
+        ),
+        (
+            ["data=wine", "model.norm=batch", "data.batch_size=auto", "data.max_batch_size=1"],
+            "limits leave only 1, .*batch normalisation",
+        ),
         (["data.batch_size=auto", "regime=gd"], "regime=gd takes the whole training set"),
         (["data.batch_size=auto", "ckpt_path=x"], "keeps its size"),
         (
