@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_leaves
 from dlblocks.errors import UserError
 from dlblocks.tuning.contents import tensors
 from dlblocks.tuning.restore import same_order
+from dlblocks.tuning.sizes import guessed_count
 from dlblocks.tuning.stages import validating
 
 # Batches are kept in memory, up to so many bytes; after them the first ones come again.
 LIMIT = 2**30
-# Validation batches at most: the loss on some thousand instances tells two rates apart.
-JUDGED = 8
+# Validation batches, and more of small ones up to so many instances: the loss on some hundreds tells two rates apart.
+JUDGED, JUDGED_INSTANCES = 8, 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def gather(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> Batches:
     """
     for loop in _loops(trainer):
         loop.setup_data()
-    judged = _validation(trainer, JUDGED)
+    judged = _validation(trainer, JUDGED, JUDGED_INSTANCES)
     train, per_epoch = _training(trainer, count)
     if not train:
         raise no_batch()
@@ -193,9 +194,9 @@ def _training(trainer: pl.Trainer, count: int | Callable[[Any], int]) -> tuple[l
     return batches, per_epoch
 
 
-def _validation(trainer: pl.Trainer, most: int) -> list[Any]:
-    """The first validation batches, made as when the Trainer validates; of several loaders one after the other, those of
-    the first."""
+def _validation(trainer: pl.Trainer, count: int, instances: int = 0) -> list[Any]:
+    """The first validation batches, until there are so many batches and instances, made as when the Trainer validates; of
+    several loaders one after the other, those of the first."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     if not trainer.enable_validation or loop._combined_loader is None:
         return []
@@ -206,7 +207,13 @@ def _validation(trainer: pl.Trainer, most: int) -> list[Any]:
         limit, batches = (min if shortest else max)(loop.max_batches), _served(loop)
     with validating(trainer, trainer.lightning_module):
         trainer.lightning_module.eval()
-        return [_ready(trainer, batch) for batch in islice(batches, int(min(most, limit)))]
+        made, seen = list[Any](), 0
+        for batch in islice(batches, int(min(max(count, instances), limit))):
+            if len(made) >= count and seen >= instances:
+                break
+            made.append(_ready(trainer, batch))
+            seen += guessed_count(made[-1]) or instances
+        return made
 
 
 def _served(loop: Any) -> Iterator[Any]:

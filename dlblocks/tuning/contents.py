@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -30,15 +31,15 @@ def _fresh(memo: dict[int, Any], leaf: Any) -> Any:
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors of a batch, also those in attributes of its objects."""
-    waiting, seen = [*tree_leaves(batch)], set[int]()
+    """All tensors of a batch, in order, also those in attributes of its objects."""
+    waiting, seen = deque(tree_leaves(batch)), set[int]()
     while waiting:
-        one = waiting.pop()
+        one = waiting.popleft()
         if isinstance(one, Tensor):
             yield one
         elif not isinstance(one, _PLAIN) and id(one) not in seen:
             seen.add(id(one))
-            waiting.extend(leaf for part in _parts(one) for leaf in tree_leaves(part))
+            waiting.extendleft(reversed([leaf for part in _parts(one) for leaf in tree_leaves(part)]))
 
 
 def _parts(one: Any) -> Iterable[Any]:

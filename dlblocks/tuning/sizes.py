@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from dlblocks.data.loader import TensorLoader
 from dlblocks.errors import UserError, first_line
+from dlblocks.tuning.contents import tensors
 
 
 class Resizer:
@@ -101,14 +100,14 @@ def instances(loaders: Sequence[Any]) -> int | None:
 
 def guessed_count(batch: Any) -> int | None:
     """Instances in a batch, if its first tensor has one along its first dimension for each; None without tensors."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return len(tensors[0]) if tensors and tensors[0].ndim else None
+    first = next(tensors(batch), None)
+    return len(first) if first is not None and first.ndim else None
 
 
 def contents(batch: Any) -> tuple[int, int] | None:
     """Tensors in a batch and their elements, which differ between batches of two sizes; None without tensors."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return (len(tensors), sum(tensor.numel() for tensor in tensors)) if tensors else None
+    elements = [tensor.numel() for tensor in tensors(batch)]
+    return (len(elements), sum(elements)) if elements else None
 
 
 def effective_above(effective: int, most: int) -> UserError:

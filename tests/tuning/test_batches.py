@@ -266,3 +266,18 @@ def test_the_stage_is_that_of_the_step() -> None:
     assert stages[0] == stages[1]
     assert {("val", False, True, False), ("after", True, False, True)} < stages[0]
     assert (module.training, module.net.training) == (True, False)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 256), (16, 16), (32, 8), (100, 8)])
+def test_some_hundred_instances_judge(size: int, count: int) -> None:
+    found: list[int] = []
+
+    class Gathers(Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            with untouched(trainer, pl_module), open_loaders(trainer):
+                found.append(len(gather(trainer, 1).judged))
+
+    x = torch.zeros(1000, 6)
+    validation = DataLoader(TensorDataset(x, x[:, 0].long()), batch_size=size)
+    L.Trainer(max_epochs=1, callbacks=[Gathers()], **QUIET).fit(Takes(), loader(), validation)
+    assert found == [count]
