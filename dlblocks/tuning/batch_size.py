@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import math
 import operator
-import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks.data.module import TableDataModule
 from dlblocks.errors import UserError, first_line
-from dlblocks.tuning import memory
-from dlblocks.tuning.advice import class_deviation, noise_scale
-from dlblocks.tuning.agreement import least, mean
 from dlblocks.tuning.batch_choice import UPDATES, BatchSizeChoice, Measured
-from dlblocks.tuning.batches import first_batches, no_batch, reload
 from dlblocks.tuning.finder import Finder, find, progress
 from dlblocks.tuning.learning_rate import LearningRateFinder
-from dlblocks.tuning.sizes import Resizer, batch_sizes, contents, effective_above, guessed_count, instances
-from dlblocks.tuning.trial import Trial
+from dlblocks.tuning.measuring import MARGIN, IllegalSizeError, Measuring, Room, copies, room_of
+from dlblocks.tuning.sizes import Resizer
 
 # The smallest size with this share of the best samples per second is at the knee of the curve.
 KNEE = 0.8
-# Share of the memory that was free at first that a size may take.
-MARGIN = 0.8
-# A size is timed for at least so many steps and seconds.
-_STEPS, _SECONDS, _MOST_STEPS = 5, 0.03, 60
-# Batches whose gradients tell the noise scale.
-_GRADIENTS = 8
 # The hooks of a callback that is told of training batches.
 _OF_BATCHES = (
     "on_train_batch_start",
@@ -46,9 +30,6 @@ _OF_BATCHES = (
     "on_before_optimizer_step",
     "on_before_zero_grad",
 )
-# Steps are timed at this rate: so low that weights hardly move, and high enough for LBFGS, which ends a step that moves
-# them by less than 1e-9, to look as often at a batch as in training.
-_RATE = 1e-4
 
 
 def find_batch_size(
@@ -158,7 +139,9 @@ class BatchSizeFinder(Finder):
     def search(self, trainer: pl.Trainer, module: pl.LightningModule) -> BatchSizeChoice:
         resizer = Resizer(trainer, self.attribute)
         with resizer.kept():
-            return self._choose(trainer, module, resizer)
+            return self._choose(
+                Measuring(trainer, module, resizer, self.effective, self.class_counts, self.callbacks)
+            )
 
     def use(self, trainer: pl.Trainer, module: pl.LightningModule, choice: BatchSizeChoice) -> None:  # noqa: ARG002
         Resizer(trainer, self.attribute).set(choice.size)
@@ -167,8 +150,9 @@ class BatchSizeFinder(Finder):
             trainer.accumulate_grad_batches = choice.accumulate
         trainer.strategy.setup_optimizers(trainer)
 
-    def _choose(self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer) -> BatchSizeChoice:
-        measured, room, ended = self._measure(trainer, module, resizer)
+    def _choose(self, trials: Measuring) -> BatchSizeChoice:
+        trainer = trials.trainer
+        measured, room, ended = self._measure(trials)
         fitting = [one for one in measured if one.fits]
         if not fitting:
             tried = ", ".join(str(one.size) for one in measured)
@@ -188,8 +172,8 @@ class BatchSizeFinder(Finder):
             why = (
                 f"the largest that leaves {updates} updates an epoch; the knee of the speed is at {knee.size}"
             )
-        accumulate = self._accumulation(trainer, chosen.size)
-        scale = self._noise_scale(trainer, module, resizer, chosen.size)
+        accumulate = trials.accumulation(chosen.size)
+        scale = trials.noise_scale(chosen.size)
         notes = [f"{one.size} does not fit into the memory" for one in measured if not one.fits]
         notes += [ended] if ended is not None else []
         if left_out := _told_of_batches(self.callbacks_of(trainer), self.callbacks):
@@ -197,7 +181,7 @@ class BatchSizeFinder(Finder):
         return BatchSizeChoice(
             size=chosen.size,
             accumulate=accumulate,
-            processes=_copies(trainer),
+            processes=copies(trainer),
             explanation="; ".join([*_explained(chosen, why, scale, accumulate), *notes]) + ".",
             measured=tuple(measured),
             knee=knee.size,
@@ -205,16 +189,15 @@ class BatchSizeFinder(Finder):
             noise_scale=scale,
         )
 
-    def _measure(
-        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer
-    ) -> tuple[list[Measured], _Room, str | None]:
+    def _measure(self, trials: Measuring) -> tuple[list[Measured], Room, str | None]:
         """What the sizes do, the memory they had, and why the first one after them was not tried or is not legal, if
         that ended the search.
 
         Raises:
             UserError: there is no legal size.
         """
-        room = _room(trainer)
+        trainer = trials.trainer
+        room = room_of(trainer)
         measured: list[Measured] = []
         ended: str | None = None
         failure: Exception | None = None
@@ -223,12 +206,12 @@ class BatchSizeFinder(Finder):
             nonlocal ended, failure, room
             ended = None
             try:
-                one = self._run(trainer, module, resizer, size, room)
+                one = trials.run(size, room)
                 if not measured and one is not None and one.fits:
                     # The first steps load libraries, whose memory is none of a batch's.
-                    room = _room(trainer)
-                    one = self._run(trainer, module, resizer, size, room)
-            except _IllegalSizeError as error:
+                    room = room_of(trainer)
+                    one = trials.run(size, room)
+            except IllegalSizeError as error:
                 ended = f"{size} is not legal: {error}"
                 return None
             except _STEP_FAILURES as error:
@@ -255,9 +238,7 @@ class BatchSizeFinder(Finder):
                     break
                 if _is_past(measured):
                     # Another process may have taken the processor from them for a while.
-                    measured[-2:] = [
-                        self._faster(trainer, module, resizer, one, room) for one in measured[-2:]
-                    ]
+                    measured[-2:] = [_faster(trials, one, room) for one in measured[-2:]]
                     if _is_past(measured):
                         break
                 one = tried(size)
@@ -282,162 +263,24 @@ class BatchSizeFinder(Finder):
             )
         return measured, room, ended
 
-    def _faster(
-        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, one: Measured, room: _Room
-    ) -> Measured:
-        """A size measured again, where it is faster then."""
-        again = self._run(trainer, module, resizer, one.size, room)
-        return again if again is not None and again.samples_per_second > one.samples_per_second else one
-
     def _candidates(self, trainer: pl.Trainer) -> list[int]:
         source, lowest = trainer.fit_loop._data_source.instance, _least_size(trainer)
         most = min(
             self.max_size or math.inf, source.n_train if isinstance(source, TableDataModule) else math.inf
         )
         if self.effective is not None:
-            copies = _copies(trainer)
-            share, rest = divmod(self.effective, copies)
+            together = copies(trainer)
+            share, rest = divmod(self.effective, together)
             if rest:
                 raise UserError(
-                    f"data.effective_batch_size={self.effective}: {copies} processes can't share it evenly; take a"
-                    f" multiple of {copies}."
+                    f"data.effective_batch_size={self.effective}: {together} processes can't share it evenly; take"
+                    f" a multiple of {together}."
                 )
             wanted = self.sizes if self.sizes is not None else range(lowest, share + 1)
             return [size for size in sorted({*wanted}) if lowest <= size <= most and share % size == 0]
         if self.sizes is not None:
             return [size for size in sorted({*self.sizes}) if size <= most]
         return [2**power for power in range(1, 31) if lowest <= 2**power <= most] or [lowest]
-
-    def _run(
-        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int, room: _Room
-    ) -> Measured | None:
-        """What a size does; None if the training set has fewer instances."""
-        device = trainer.strategy.root_device
-        memory.release(device)
-        memory.start_peak(device)
-        fits, whole, seconds, updates, fixed = True, True, math.inf, math.inf, 0
-        try:
-            trials = self._batches(trainer, resizer, size)
-            whole = trials is not None
-            if trials is not None:
-                updates = trials.epoch / self._accumulation(trainer, size)
-                trial = Trial(trainer, module, alone=True, callbacks=self.callbacks)
-                if trial.has_rate:
-                    trial.set_rate(_RATE)
-                with _normalising(trial.module) as counts:
-                    seconds = _seconds_a_step(trial, trials.train, trials.judged)
-                if trials.leaves_one and size in counts:
-                    raise _IllegalSizeError(
-                        "it leaves a last batch of one instance, which batch normalisation can't normalise"
-                    )
-                fixed = trial.bytes_of_any_size()
-        except Exception as error:
-            if not memory.is_out_of_memory(error):
-                raise
-            fits = False
-        taken = max(0, memory.peak(device) - room.used)
-        memory.release(device, broken=not fits)
-        fits = fits and (room.free is None or taken <= MARGIN * room.free)
-        # Every process has to come to the same size: it fits where it fits all, and is as fast as the slowest.
-        fits, whole = bool(least(trainer, float(fits))), bool(least(trainer, float(whole)))
-        if not whole:
-            return None
-        together = size * _copies(trainer)
-        updates = least(trainer, float(updates))
-        return Measured(
-            size=size,
-            samples_per_second=least(trainer, together / seconds if fits else 0.0),
-            memory=int(-least(trainer, -float(taken))),
-            fixed=fixed,
-            fits=fits,
-            updates_per_epoch=math.ceil(updates) if math.isfinite(updates) else None,
-            class_deviation=class_deviation(self.class_counts, size) if self.class_counts else None,
-        )
-
-    def _batches(self, trainer: pl.Trainer, resizer: Resizer, size: int) -> _Batches | None:
-        """Batches of a size; None if the training set has fewer instances.
-
-        Raises:
-            UserError: setting the size has no effect, or an update would take more than an epoch.
-        """
-        loaders = _loaded(trainer, resizer, size)
-        known = instances(loaders)
-        if known is not None and not _counts_instances(loaders, known, size):
-            known = None  # of sequences, say, whose numbers a size is the sum of
-        if not trainer.num_training_batches or (known is not None and known < size):
-            return None
-        self._check_effective(trainer, size, known)
-        # Of an epoch that may end anywhere, the last batch may be smaller, and is left out.
-        train, judged, whole = first_batches(trainer, _GRADIENTS + (known is None))
-        if not train:
-            raise no_batch()
-        if size not in batch_sizes(loaders) and guessed_count(train[0]) != size:
-            self._check_effect(trainer, resizer, size, train[0])
-        epoch = float(trainer.num_training_batches)
-        if known is not None:
-            leaves_one = known % size == 1 and len(loaders[0]) * size > known
-            return _Batches(train[: known // size], judged, epoch, leaves_one)
-        epoch = min(epoch, len(train)) if whole else epoch
-        if len(train) > 1:
-            return _Batches(train[:-1], judged, epoch)
-        return _Batches(train, judged, epoch) if guessed_count(train[0]) == size else None
-
-    def _accumulation(self, trainer: pl.Trainer, size: int) -> int:
-        """Batches for each update."""
-        if self.effective is None:
-            return trainer.accumulate_grad_batches
-        return self.effective // (size * _copies(trainer))
-
-    def _check_effective(self, trainer: pl.Trainer, size: int, known: int | None) -> None:
-        """The Trainer updates at the end of an epoch, with whatever it has then."""
-        if self.effective is None:
-            return
-        copies = _copies(trainer)
-        if known is not None and self.effective > known * copies:
-            raise effective_above(self.effective, known * copies)
-        needed = self._accumulation(trainer, size)
-        if trainer.num_training_batches < needed:
-            raise _IllegalSizeError(
-                f"an epoch has {trainer.num_training_batches} batches, and an update of {self.effective} instances"
-                f" takes {needed}"
-            )
-
-    def _check_effect(self, trainer: pl.Trainer, resizer: Resizer, size: int, batch: Any) -> None:
-        """Where the loader does not say the size, and the batch may have any shape: another size has other batches."""
-        found = contents(batch)
-        # Batches of a sum of lengths may be the same for two small ones.
-        for other in (max(1, size // 64), 64 * size):
-            loaders = _loaded(trainer, resizer, other)
-            there = first_batches(trainer, 1).train
-            if found is None or not there or contents(there[0]) != found:
-                _loaded(trainer, resizer, size)
-                return
-        said = batch_sizes(loaders)
-        raise UserError(
-            f"{self.attribute}={size}: has no effect, since the batches of the training loader"
-            f" {f'have {min(said)} instances' if said else 'stay the same'}. Name the attribute that the loader"
-            " reads: find_batch_size(..., attribute=...)."
-        )
-
-    def _noise_scale(
-        self, trainer: pl.Trainer, module: pl.LightningModule, resizer: Resizer, size: int
-    ) -> float | None:
-        """The noise scale at the module's weights, by the batches of all processes; None if it can't be told."""
-        small = large = math.nan
-        batches = 0
-        try:
-            trials = self._batches(trainer, resizer, size)
-            if trials is not None:
-                batches = len(trials.train)
-                small, large = Trial(trainer, module, alone=True).gradient_lengths(trials.train)
-        except Exception as error:
-            if not memory.is_out_of_memory(error):
-                raise
-        small, large = mean(trainer, small), mean(trainer, large)
-        if not math.isfinite(small + large):
-            return None
-        own = size * _copies(trainer) // trainer.world_size
-        return noise_scale(small, large, own, int(least(trainer, float(batches))))
 
 
 # What modules raise at a batch that is too small for them; beyond a size, something else is wrong.
@@ -449,36 +292,6 @@ class NoSizeError(UserError):
     """The limits and what is `allowed` leave no size to try."""
 
 
-class _IllegalSizeError(Exception):
-    """The Trainer's limits leave no run with this size; says why."""
-
-
-class _Batches(NamedTuple):
-    """Training batches of one size, one to validate on (or none), how many batches an epoch has (infinitely many where
-    that is not known), and whether the last of them has a single instance."""
-
-    train: list[Any]
-    judged: list[Any]
-    epoch: float
-    leaves_one: bool = False
-
-
-class _Room(NamedTuple):
-    """Bytes in use, and bytes that are free for each process, before a size takes any; None where that is not known."""
-
-    used: int
-    free: int | None
-
-
-def _room(trainer: pl.Trainer) -> _Room:
-    device = trainer.strategy.root_device
-    memory.release(device, broken=True)
-    free = memory.available(device)
-    # All have to come to the same decisions.
-    shared = least(trainer, math.inf if free is None else float(free))
-    return _Room(memory.in_use(device), int(shared) if math.isfinite(shared) else None)
-
-
 def _whole(name: str, value: Any, least: int = 1) -> int:
     """A setting that is a whole number, NumPy's too."""
     try:
@@ -488,12 +301,6 @@ def _whole(name: str, value: Any, least: int = 1) -> int:
     if number < least:
         raise UserError(f"find_batch_size: {name}={number} must be at least {least}.")
     return number
-
-
-def _copies(trainer: pl.Trainer) -> int:
-    """Batches for each step over all processes: the size that `TableDataModule` has is that of all together."""
-    together = isinstance(trainer.fit_loop._data_source.instance, TableDataModule)
-    return 1 if together else trainer.world_size
 
 
 def _told_of_batches(callbacks: Sequence[Callback], named: Sequence[Callback]) -> list[str]:
@@ -510,65 +317,13 @@ def _told_of_batches(callbacks: Sequence[Callback], named: Sequence[Callback]) -
 
 def _least_size(trainer: pl.Trainer) -> int:
     """With which each process has an instance."""
-    return trainer.world_size // _copies(trainer)
+    return trainer.world_size // copies(trainer)
 
 
-def _counts_instances(loaders: Sequence[Any], known: int, size: int) -> bool:
-    """Whether a size is a number of instances, by the batches of an epoch."""
-    return any(abs(known / size - len(loader)) < 1 for loader in loaders if isinstance(loader, Sized))
-
-
-@contextmanager
-def _normalising(module: torch.nn.Module) -> Iterator[set[int]]:
-    """How many values of a feature batch normalisations get in training."""
-    counts: set[int] = set()
-
-    def note(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        counts.add(inputs[0][:, 0].numel())
-
-    layers = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _loaded(trainer: pl.Trainer, resizer: Resizer, size: int) -> list[Any]:
-    """The training loaders, with batches of a size.
-
-    Raises:
-        _IllegalSizeError: the Trainer's limits do not go with it.
-    """
-    resizer.set(size)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Total length of")
-            reload(trainer)
-    except (MisconfigurationException, ValueError) as error:
-        if not isinstance(error, MisconfigurationException) and "val_check_interval" not in str(error):
-            raise
-        raise _IllegalSizeError(str(error).strip().split(". ")[0]) from error
-    loaders = trainer.fit_loop._combined_loader
-    assert loaders is not None
-    return list(loaders.flattened)
-
-
-def _seconds_a_step(trial: Trial, train: Sequence[Any], judged: Sequence[Any]) -> float:
-    """The median time of a training step, after one that is not counted; and one validation step. Steps are taken
-    near the weights of the module, which are finite whatever its rate would make of them."""
-    trial.step(train[:1])
-    trial.stay()
-    seconds: list[float] = []
-    while len(seconds) < _STEPS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_STEPS):
-        start = time.perf_counter()
-        trial.step([train[len(seconds) % len(train)]])
-        seconds.append(time.perf_counter() - start)
-        trial.stay()
-    if judged:
-        trial.validate(judged)
-    return statistics.median(seconds)
+def _faster(trials: Measuring, one: Measured, room: Room) -> Measured:
+    """A size measured again, where it is faster then."""
+    again = trials.run(one.size, room)
+    return again if again is not None and again.samples_per_second > one.samples_per_second else one
 
 
 def _forecast(measured: Sequence[Measured], size: int) -> float:

@@ -32,7 +32,7 @@ class Resizer:
     def __init__(self, trainer: pl.Trainer, attribute: str) -> None:
         self._source = trainer.fit_loop._data_source
         self._given = self._source.instance
-        self._attribute = attribute
+        self.attribute = attribute
         self._holders: list[Any] = []
         if not self._source.is_module():
             self._loader = _checked(self._given)
@@ -52,20 +52,20 @@ class Resizer:
             self._source.instance = resized(self._loader, size)
             return
         for holder in self._holders:
-            _set(holder, self._attribute, size)
+            _set(holder, self.attribute, size)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Afterwards the size is what it was."""
         given = self._source.instance
-        values = [(holder, _value(holder, self._attribute)) for holder in self._holders]
+        values = [(holder, _value(holder, self.attribute)) for holder in self._holders]
         try:
             yield
         finally:
             self._source.instance = given
             for holder, value in values:
-                if _value(holder, self._attribute) != value:
-                    _set(holder, self._attribute, value)
+                if _value(holder, self.attribute) != value:
+                    _set(holder, self.attribute, value)
 
 
 def resized(loader: DataLoader[Any], size: int) -> DataLoader[Any]:

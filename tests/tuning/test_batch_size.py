@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDa
 
 import dlblocks
 from dlblocks.errors import UserError
-from dlblocks.tuning import batch_size, batches, memory
+from dlblocks.tuning import batches, measuring, memory
 from dlblocks.tuning.batch_choice import UPDATES
 from dlblocks.tuning.batch_size import BatchSizeFinder, find_batch_size
 from dlblocks.tuning.trial import Trial
@@ -105,7 +105,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], float]],
                 tried.append(size)
             return size / speed(size)
 
-        monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+        monkeypatch.setattr(measuring, "_seconds_a_step", seconds)
         return tried
 
     return set_speed
@@ -168,7 +168,7 @@ def test_a_slow_moment_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) 
         trial.step(train[:1])
         return 100.0 if tried[-1] in (8, 16) and tried.count(tried[-1]) == 1 else 1.0
 
-    monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+    monkeypatch.setattr(measuring, "_seconds_a_step", seconds)
     choice = find_batch_size(trainer(), Steady(), Data(10_000), attribute="batch", max_size=128)
     assert [one.size for one in choice.measured] == [2, 4, 8, 16, 32, 64, 128]
     assert choice.size == 128
@@ -191,7 +191,7 @@ def test_each_size_is_timed_over_several_steps(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Trial, "step", counted)
     monkeypatch.setattr(Trial, "__init__", begun)
     monkeypatch.setattr(Trial, "gradient_lengths", lambda *_: (math.nan, math.nan))
-    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    monkeypatch.setattr(measuring, "_SECONDS", 0)
     find_batch_size(trainer(), Steady(), Data(60), attribute="batch", sizes=[4, 8])
     assert steps[:3] == [6, 6, 6]  # the first one is not timed
 
@@ -379,7 +379,7 @@ def test_lbfgs_looks_as_often_at_a_batch_as_in_training(monkeypatch: pytest.Monk
 
             return super().step(counted)
 
-    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    monkeypatch.setattr(measuring, "_SECONDS", 0)
     find_batch_size(trainer(), Steady(0.1, Counted), Data(60), attribute="batch", sizes=[8])
     assert set(looks) == {20}  # max_iter
 
@@ -487,7 +487,7 @@ def test_batches_of_any_shape(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert {len(unpack(batch)[1]) for batch in train} == {size}
         return trial.step(train[:1]) and 1.0
 
-    monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+    monkeypatch.setattr(measuring, "_seconds_a_step", seconds)
     choice = find_batch_size(trainer(), Shaped(unpack), ShapedData(make), attribute="batch", max_size=128)
     assert got == [one.size for one in choice.measured] == [2, 4, 8, 16, 32, 64, 128]
     assert choice.size == 32  # 10 updates an epoch, also where it has no length
@@ -816,10 +816,10 @@ trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkp
     enable_progress_bar=False, enable_model_summary=False)
 find_batch_size(trainer, module, data, max_size=2)
 resource.setrlimit(resource.RLIMIT_AS, (memory._status("VmSize") + 2**30, resource.RLIM_INFINITY))
-import dlblocks.tuning.batch_size as b
-b._STEPS, b._SECONDS = 1, 0
-taken = b._seconds_a_step
-b._seconds_a_step = lambda trial, train, judged: taken(trial, train, judged) and 1 / len(train[0][0]) ** 2
+import dlblocks.tuning.batch_size as b, dlblocks.tuning.measuring as m
+m._STEPS, m._SECONDS = 1, 0
+taken = m._seconds_a_step
+m._seconds_a_step = lambda trial, train, judged: taken(trial, train, judged) and 1 / len(train[0][0]) ** 2
 if BLINDLY:
     b._forecast = lambda *_: 0
 choice = find_batch_size(trainer, module, data)
@@ -906,7 +906,7 @@ def test_everything_is_as_it_was(
             torch.rand(3)
             raise ending
 
-        monkeypatch.setattr(batch_size, "_seconds_a_step", breaks)
+        monkeypatch.setattr(measuring, "_seconds_a_step", breaks)
         with pytest.raises(type(ending)):
             find_batch_size(fitted, module, data, attribute="batch")
     assert (data.batch, data.batch_size) == (7, 5)
@@ -946,7 +946,7 @@ DDP = """
 import json, sys, torch, lightning as L
 from pathlib import Path
 from dlblocks import LitModule, TableDataModule, find_batch_size
-import dlblocks.tuning.batch_size as b
+import dlblocks.tuning.measuring as m
 from dlblocks.tuning.batch_size import find_batch_size
 
 trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
@@ -954,13 +954,13 @@ trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, 
 data = TableDataModule("digits")
 data.setup()
 module = LitModule(task="multiclass", input_shape=data.input_shape, outputs=10)
-taken = b._seconds_a_step
+taken = m._seconds_a_step
 def seconds(trial, train, judged):
     if trainer.global_rank == 1 and len(train[0][0]) > 50:
         raise MemoryError  # on one of them only
     taken(trial, train, judged)
     return 1e-3 * (1 + trainer.global_rank)  # so that the largest is the fastest
-b._seconds_a_step = seconds
+m._seconds_a_step = seconds
 choice = find_batch_size(trainer, module, data)
 rows = [(one.size, one.fits, round(one.samples_per_second, 3)) for one in choice.measured]
 Path(f"choice-{trainer.global_rank}").write_text(json.dumps([choice.size, choice.accumulate, rows, choice.noise_scale]))

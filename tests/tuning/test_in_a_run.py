@@ -19,7 +19,7 @@ from dlblocks.finding import set_batch_size
 from dlblocks.recipe import check
 from dlblocks.recomputing import CheckpointActivations, blocks
 from dlblocks.registry import REGISTRY
-from dlblocks.tuning import batch_size
+from dlblocks.tuning import measuring
 
 QUIET = ("callbacks.progress_bar=null", "callbacks.model_summary=null")
 
@@ -209,13 +209,13 @@ def test_a_size_is_found_with_activations_that_are_computed_again(
 ) -> None:
     """The callback that does it takes part in trials, since it trades memory for time."""
     seen: list[bool] = []
-    taken = batch_size._seconds_a_step
+    taken = measuring._seconds_a_step
 
     def seconds(trial: Any, *batches: Any) -> float:
         seen.append(["forward" in vars(block) for block in blocks(trial.module.net)] == [True])
         return taken(trial, *batches)
 
-    monkeypatch.setattr(batch_size, "_seconds_a_step", seconds)
+    monkeypatch.setattr(measuring, "_seconds_a_step", seconds)
     recipe = check(dlblocks.compose(*QUIET, "data=wine", "data.batch_size=auto", "data.max_batch_size=2"))
     net = nn.Sequential(nn.Linear(13, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3))
     module = dlblocks.LitModule(task="multiclass", input_shape=(13,), outputs=3, model=net)
