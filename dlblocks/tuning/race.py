@@ -13,8 +13,8 @@ from typing import Protocol
 # of for seeds 0 to 2: good are 172 of 180 rates of these, and 142 of 154 of seeds 3 to 5. The rates of three seeds lie
 # within a factor of 4 wherever the run goes on after the race (65 groups), and in 25 of 40 groups where it does not: runs
 # of 32 and 72 steps, on 36 and 89 validation instances. There one has to choose: no such factor holds a good rate of each
-# seed in 8 of 40, and a rule that held to what is best for five other seeds would have 34 of 40 groups within a factor of
-# 4, but 95 of 120 rates good in place of 114.
+# seed in 8 of 40, and a rule that held to what is best for five other seeds would have 33 of 40 groups within a factor of
+# 4, but 96 of 120 rates good in place of 114.
 
 # All rates train so far; the one with the lowest loss, so many below it and so many above it go on: those that have
 # hardly moved have lower losses than those that jumped, and yet are the worse ones.
