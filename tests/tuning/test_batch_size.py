@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from quiet_runs import FEW_BATCHES, QUIET, SMALL, run_script
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
@@ -25,20 +26,7 @@ from dlblocks.tuning.batch_choice import UPDATES
 from dlblocks.tuning.batch_size import BatchSizeFinder, find_batch_size
 from dlblocks.tuning.trial import Trial
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
-}
+pytestmark = [*SMALL, FEW_BATCHES]
 
 
 class Foreign(L.LightningModule):
@@ -968,12 +956,7 @@ Path(f"choice-{trainer.global_rank}").write_text(json.dumps([choice.size, choice
 
 
 def test_two_processes_agree_though_one_runs_out(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(DDP)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(tmp_path, DDP)
     first, second = (json.loads((tmp_path / f"choice-{rank}").read_text()) for rank in (0, 1))
     assert first == second
     size, _, rows, scale = first
@@ -1023,12 +1006,7 @@ Path(f"choice-{trainer.global_rank}").write_text(json.dumps(
 
 
 def test_an_effective_size_over_processes_that_have_batches_of_their_own(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(FOREIGN_DDP)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(tmp_path, FOREIGN_DDP)
     first, second = (json.loads((tmp_path / f"choice-{rank}").read_text()) for rank in (0, 1))
     assert first == second
     size, accumulate, processes, effective, updates = first

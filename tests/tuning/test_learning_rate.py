@@ -10,8 +10,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from quiet_runs import FEW_BATCHES, QUIET, SMALL, run_script
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,20 +31,7 @@ from dlblocks.tuning import learning_rate
 from dlblocks.tuning.learning_rate import METHODS, LearningRateFinder, find_lr
 from dlblocks.tuning.race import COARSE, FINE, PULL
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
-}
+pytestmark = [*SMALL, FEW_BATCHES]
 
 
 class Foreign(L.LightningModule):
@@ -987,24 +973,9 @@ if __name__ == "__main__":
 """
 
 
-def processes(tmp_path: Path, *arguments: str) -> list[str]:
-    script = tmp_path / "script.py"
-    script.write_text(DDP)
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def test_two_processes_agree_and_find_what_one_finds(tmp_path: Path) -> None:
     for devices in ("1", "2"):
-        processes(tmp_path, devices, "ddp")
+        run_script(tmp_path, DDP, devices, "ddp")
     one, first, second = (
         json.loads((tmp_path / f"laps-{name}").read_text()) for name in ("1-0", "2-0", "2-1")
     )
@@ -1024,5 +995,5 @@ def test_spawned_processes_could_not_tell() -> None:
 
 @pytest.mark.parametrize("how", ["ddp_spawn", "ddp_fork"])
 def test_processes_of_a_launcher_find_and_train(tmp_path: Path, how: str) -> None:
-    lines = processes(tmp_path, "2", how)
+    lines = run_script(tmp_path, DDP, "2", how).splitlines()
     assert sum(line.startswith("learning rate") for line in lines) == 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
+from quiet_runs import QUIET, SMALL
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -33,18 +34,10 @@ from dlblocks.tuning.batch_size import find_batch_size
 from dlblocks.tuning.learning_rate import LearningRateFinder, find_lr
 from dlblocks.tuning.restore import same_order
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = SMALL
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
+# With Lightning's look at validation before the run.
+LOOKED = {**QUIET, "num_sanity_val_steps": 2}
 N = 24
 
 
@@ -231,7 +224,7 @@ LOADERS: dict[str, Callable[[Callable[[], float]], DataLoader[Any]]] = {
 
 
 def trainer(**more: Any) -> L.Trainer:
-    return L.Trainer(max_epochs=2, reload_dataloaders_every_n_epochs=1, **QUIET, **more)
+    return L.Trainer(max_epochs=2, reload_dataloaders_every_n_epochs=1, **LOOKED, **more)
 
 
 def search(module: L.LightningModule, data: Any, what: str) -> None:
@@ -334,7 +327,7 @@ def test_workers_that_a_loader_keeps_are_those_of_the_run() -> None:
     for finds in (False, True):
         for started in (False, True):
             finder, module, loader = LearningRateFinder(min_lr=1e-3, max_lr=1e-2), Recorder(), make()
-            fitted = L.Trainer(max_epochs=2, callbacks=[finder] if finds else [], **QUIET)
+            fitted = L.Trainer(max_epochs=2, callbacks=[finder] if finds else [], **LOOKED)
             torch.manual_seed(5)
             if started:
                 iter(loader)
@@ -409,7 +402,7 @@ def test_the_run_after_a_search_in_it_sees_the_first_batches_as_the_first() -> N
     for callbacks in ([], [LearningRateFinder(min_lr=1e-3, max_lr=1e-2)]):
         module = Hooked()
         torch.manual_seed(3)
-        L.Trainer(max_epochs=2, callbacks=callbacks, **QUIET).fit(module, DataLoader(table(), 8))
+        L.Trainer(max_epochs=2, callbacks=callbacks, **LOOKED).fit(module, DataLoader(table(), 8))
         trained.append(module.seen)
     assert all(map(torch.equal, *trained))
 
@@ -469,7 +462,7 @@ def test_a_trainer_that_has_trained_keeps_what_it_knows(tmp_path: Path) -> None:
     module = Logs()
     module.validation_step = module.training_step  # type: ignore[method-assign]
     profiler = SimpleProfiler(dirpath=tmp_path, filename="seen")
-    fitted = L.Trainer(max_epochs=1, profiler=profiler, **QUIET)
+    fitted = L.Trainer(max_epochs=1, profiler=profiler, **LOOKED)
     given = {"train_dataloaders": DataLoader(table(), 8), "val_dataloaders": DataLoader(table(), 4)}
     fresh = known(fitted)
     find_lr(fitted, module, **given, min_lr=1e-3, max_lr=1e-2)

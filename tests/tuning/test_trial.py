@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from quiet_runs import QUIET, SMALL, run_script
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -27,19 +26,7 @@ from dlblocks.tuning.learning_rate import LearningRateFinder, find_lr
 from dlblocks.tuning.restore import untouched
 from dlblocks.tuning.trial import Trial
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
-}
+pytestmark = SMALL
 
 
 class Foreign(L.LightningModule):
@@ -653,10 +640,5 @@ if __name__ == "__main__":
 
 
 def test_processes_that_use_other_parameters_share_their_gradients(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(UNUSED)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(tmp_path, UNUSED)
     assert {path.name for path in tmp_path.glob("same-*")} == {"same-0", "same-1"}
